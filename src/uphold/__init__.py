@@ -1,0 +1,61 @@
+"""Uphold: ship model updates that keep their promises.
+
+    import uphold
+
+    comparison = uphold.compare("old-model", "new-model", "task.yaml")
+    repaired = uphold.repair.muscle("old-model", "new-model", "task.yaml", out="repaired")
+
+Names are loaded on first use, so that `import uphold` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uphold import repair as repair
+    from uphold.core.errors import UpholdError as UpholdError
+    from uphold.core.runs import Run as Run
+    from uphold.core.runs import load_run as load_run
+    from uphold.core.runs import write_run as write_run
+    from uphold.measure.compare import compare as compare
+    from uphold.measure.comparison import load_comparison as load_comparison
+    from uphold.models.load import load as load
+    from uphold.repair.adapt import adapt as adapt
+    from uphold.repair.result import load_repair as load_repair
+    from uphold.report import write_report as write_report
+    from uphold.tasks.load import load_task as load_task
+
+_HOMES = {
+    "UpholdError": "uphold.core.errors",
+    "Run": "uphold.core.runs",
+    "load_run": "uphold.core.runs",
+    "write_run": "uphold.core.runs",
+    "compare": "uphold.measure.compare",
+    "load_comparison": "uphold.measure.comparison",
+    "load": "uphold.models.load",
+    "adapt": "uphold.repair.adapt",
+    "load_repair": "uphold.repair.result",
+    "write_report": "uphold.report",
+    "load_task": "uphold.tasks.load",
+}
+_ROOMS = ("measure", "repair", "report")
+
+__all__ = ["__version__", *_HOMES, *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("uphold")
+    if name in _ROOMS:
+        return importlib.import_module(f"uphold.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'uphold' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

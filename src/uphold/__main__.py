@@ -1,0 +1,5 @@
+"""`python -m uphold`."""
+
+from uphold.cli.main import main
+
+main()

@@ -1,0 +1,77 @@
+"""The command line: verbs only."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from uphold.cli import adapt, compare, demo, lists, repair, report
+from uphold.cli.console import say
+from uphold.core.errors import UpholdError
+
+app = typer.Typer(
+    name="uphold",
+    help="Ship model updates that keep their promises: measure what an update breaks, and repair it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(compare.compare)
+app.command()(adapt.adapt)
+app.add_typer(repair.app, name="repair")
+app.command()(report.report)
+app.command()(demo.demo)
+app.command()(lists.tasks)
+app.command()(lists.methods)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"uphold {version('uphold')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    _quieten_libraries()
+
+
+def _quieten_libraries() -> None:
+    """The libraries below talk to stderr while they load; progress and errors there are ours."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")
+
+
+def main() -> None:
+    """Run the command line; deliberate errors become one line on stderr and an exit code."""
+    try:
+        app()
+    except UpholdError as error:
+        say(f"uphold: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("uphold: interrupted; what was finished is kept: type the same command again to go on")
+        sys.exit(2)
+    except BrokenPipeError:
+        # Whoever read our output went away; without this, Python complains once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

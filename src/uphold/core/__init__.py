@@ -1,0 +1,1 @@
+"""Records, runs, registry, errors and statistics."""

@@ -1,0 +1,124 @@
+"""Writing files so that a reader sees the old content or the new, never half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from uphold.core.errors import CorruptError, DataError, StorageError
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write at `path` into a `StorageError`.
+
+    Libraries that write for us (safetensors, pyarrow) wrap the system's words in their own
+    exception types, so a full disk is also recognised by its message.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(_disk_message(path, error)) from error
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise StorageError(_disk_message(path, OSError(errno.ENOSPC, ""))) from error
+        raise
+
+
+def _disk_message(path: Path, error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return (
+            f"no space left on the disk while writing {path}; what was finished before is kept: "
+            "free some room and type the same command again to go on"
+        )
+    return f"cannot write {path}: {error.strerror or error}; choose another --out folder"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary file path beside `path`; it replaces `path` when the block succeeds.
+
+    Raises:
+        StorageError: the disk refused the write; `path` is as it was.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        os.chmod(name, 0o644)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it takes the place of `path` when the block succeeds."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        os.chmod(temporary, 0o755)
+        try:
+            yield temporary
+            if path.exists():
+                previous = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+                os.replace(path, previous / path.name)
+                os.replace(temporary, path)
+                shutil.rmtree(previous, ignore_errors=True)
+            else:
+                os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON, atomically. NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`.
+
+    Raises:
+        DataError: the file is not there or may not be read.
+        CorruptError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise CorruptError(f"{path} is not valid JSON ({error}); remove it and make it again") from error
+
+
+def writable_folder(path: Path) -> Path:
+    """`path` as an existing folder that can be written to.
+
+    Raises:
+        StorageError: it is a file, or may not be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"{path} is a file, but a folder is needed; choose another --out")
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    return path

@@ -1,0 +1,1 @@
+"""Two small checkpoints, and how to make them again."""

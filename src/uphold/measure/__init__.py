@@ -1,0 +1,10 @@
+"""Measure: which promises did this update break, for whom, and is it more than noise?"""
+
+from uphold.measure.compare import compare as compare
+from uphold.measure.comparison import Comparison as Comparison
+from uphold.measure.comparison import Verdict as Verdict
+from uphold.measure.comparison import compare_runs as compare_runs
+from uphold.measure.comparison import load_comparison as load_comparison
+from uphold.measure.flips import FlipMatrix as FlipMatrix
+from uphold.measure.rates import Rate as Rate
+from uphold.measure.slices import Slice as Slice

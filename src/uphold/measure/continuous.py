@@ -1,0 +1,73 @@
+"""Flip rates and magnitudes of continuous scores (ROUGE, BLEU, a judge)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from uphold.core import stats
+from uphold.core.registry import measure
+from uphold.measure.flips import divide
+from uphold.measure.pairs import Floats, Pairs
+from uphold.measure.rates import Rate
+
+TIE = 1e-9
+"""Score differences up to this count as ties: sums of floats in another order must not look like flips."""
+
+_NAMES = (
+    ("score_old", "score old", "higher"),
+    ("score_new", "score new", "higher"),
+    ("mean_difference", "mean D", "higher"),
+    ("nfr_score", "NFR (score)", "lower"),
+    ("pfr_score", "PFR (score)", "higher"),
+    ("m_g", "M_g", "higher"),
+    ("m_r", "M_r", "lower"),
+)
+
+
+def _statistic(rows: Floats) -> Floats:
+    """Shape (d, n, 2) of old and new scores -> (d, 7) in the order of `_NAMES`."""
+    old, new = rows[..., 0], rows[..., 1]
+    difference = new - old
+    gains, losses = difference > TIE, difference < -TIE
+    n = difference.shape[-1]
+    return np.stack(
+        [
+            old.mean(-1),
+            new.mean(-1),
+            difference.mean(-1),
+            losses.sum(-1) / n,
+            gains.sum(-1) / n,
+            divide(np.where(gains, difference, 0).sum(-1), gains.sum(-1).astype(float)),
+            divide(np.where(losses, -difference, 0).sum(-1), losses.sum(-1).astype(float)),
+        ],
+        axis=-1,
+    )
+
+
+@measure("continuous", paper="arXiv:2407.09435")
+def continuous(pairs: Pairs, *, draws: int = 1000, level: float = 0.95, seed: int = 0) -> list[Rate]:
+    """Flip rates and magnitudes of continuous scores, with paired bootstrap intervals.
+
+    With D_i = S(new_i) - S(old_i): NFR = mean(D < 0), PFR = mean(D > 0), ties count in neither;
+    M_g = mean of D where D > 0, M_r = mean of |D| where D < 0, undefined where there is no such instance
+    (MUSCLE, section 3). Then mean(D) = PFR · M_g - NFR · M_r.
+
+    Returns:
+        One `Rate` per definition; an empty list when every score is exactly right or wrong, where these numbers
+        say nothing that `flips` does not.
+    """
+    rows = np.stack([pairs.old_score, pairs.new_score], axis=-1)
+    if pairs.old_correct is not None and np.isin(rows, (0.0, 1.0)).all():
+        return []
+    values = _statistic(rows[None])[0]
+    resampled = stats.bootstrap_rows(rows, _statistic, draws, seed)
+    rates = []
+    for column, (name, label, better) in enumerate(_NAMES):
+        value = float(values[column])
+        unit = "share" if name in ("nfr_score", "pfr_score") else "score"
+        if np.isnan(value):
+            rates.append(Rate(name, label, None, unit=unit, better=better))
+            continue
+        low, high = stats.percentile_interval(resampled[:, column], level) or (None, None)
+        rates.append(Rate(name, label, value, low, high, None, unit, better))
+    return rates

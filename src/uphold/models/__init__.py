@@ -1,0 +1,1 @@
+"""Loading, scoring, generating and training language models."""

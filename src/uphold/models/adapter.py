@@ -1,0 +1,93 @@
+"""LoRA adapters: fresh ones, trainable copies, and writing them as ordinary PEFT folders."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from uphold.core.errors import ModelError
+from uphold.core.storage import atomic_folder, write_json, write_text
+from uphold.models.fingerprint import files_fingerprint, weights_hash
+from uphold.models.load import ADAPTER_FACTS, Loaded
+from uphold.models.reference import ModelFiles
+
+
+def fresh_adapter(loaded: Loaded, rank: int, alpha: float, dropout: float, seed: int) -> Any:
+    """A copy of the model with a new LoRA on all linear layers but the output head (PEFT's "all-linear").
+
+    It computes what the model computes, since LoRA's second factor starts at zero; the first is drawn from
+    `seed` without touching torch's global generator.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = get_peft_model(copy.deepcopy(loaded.model), config)
+    model.eval()
+    return model
+
+
+def trainable_copy(loaded: Loaded, rank: int, alpha: float, dropout: float, seed: int) -> Any:
+    """A copy of the model whose adapter alone is trainable: a copy of its own adapter, or a fresh LoRA."""
+    if not is_adapted(loaded):
+        return fresh_adapter(loaded, rank, alpha, dropout, seed)
+    model = copy.deepcopy(loaded.model)
+    active = model.active_adapter
+    model.set_adapter(active)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(f".{active}." in name and parameter.is_floating_point())
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(f"the adapter of '{loaded.name}' has no weights that can be trained")
+    model.eval()
+    return model
+
+
+def is_adapted(loaded: Loaded) -> bool:
+    """Whether the model carries a PEFT adapter."""
+    return hasattr(loaded.model, "peft_config")
+
+
+def base_weights(loaded: Loaded) -> str | None:
+    """The hash of the base's weights on disk; None for a model that was handed over loaded."""
+    return loaded.fingerprint["weights"] if loaded.files is not None else None
+
+
+def base_name(loaded: Loaded) -> str:
+    """The reference of the base, without its adapter."""
+    if loaded.files is not None and loaded.files.adapter is not None:
+        return loaded.name.rpartition("+")[0]
+    return loaded.name
+
+
+def save_adapter(model: Any, base: Loaded, folder: Path, card: str, facts: dict[str, Any]) -> Path:
+    """Write the adapter of `model` as a PEFT folder with a model card and Uphold's side file.
+
+    Args:
+        model: a `peft.PeftModel`.
+        base: what it was trained from; names the base and its weights.
+        folder: replaced as a whole.
+        card: the model card's Markdown, its YAML header included.
+        facts: what else goes into `uphold.json`.
+    """
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base_name(base)
+    with atomic_folder(folder) as temporary:
+        # save_embedding_layers=False: PEFT would otherwise ask the hub whether the vocabulary was resized.
+        model.save_pretrained(str(temporary), save_embedding_layers=False)
+        write_json(temporary / ADAPTER_FACTS, {"base": base_name(base), "base_weights": base_weights(base), **facts})
+        write_text(temporary / "README.md", card)
+    return folder
+
+
+def adapted(model: Any, base: Loaded, folder: Path, name: str) -> Loaded:
+    """`model` as a `Loaded` whose fingerprint is that of the saved adapter in `folder` on the same base."""
+    if base.files is not None:
+        files = ModelFiles(name, base.files.base, folder)
+        return Loaded(model, base.tokenizer, name, files_fingerprint(files), files)
+    fingerprint = base.fingerprint | {"name": name, "adapter": weights_hash(folder)}
+    return Loaded(model, base.tokenizer, name, fingerprint, None)

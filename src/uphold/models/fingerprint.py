@@ -1,0 +1,134 @@
+"""Hashes of weights, adapters and tokenizers: a model is called by its content, not by its path.
+
+Weights are hashed tensor by tensor under their names on disk, so neither sharding nor file names count.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uphold.core.errors import CorruptError, ModelError
+from uphold.core.hashing import sha256_of, sha256_of_file, sha256_of_parts
+from uphold.core.storage import read_json
+from uphold.models.reference import ModelFiles
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
+_VOLATILE = ("transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "dtype")
+
+
+def files_fingerprint(files: ModelFiles) -> dict[str, Any]:
+    """`name`, `weights`, `config`, `tokenizer` and `adapter` hashes of a model on disk, without loading it."""
+    fingerprint: dict[str, Any] = {"name": files.name, "adapter": None}
+    if files.is_gguf:
+        fingerprint |= {"weights": _file_hash(files.base, *_stamp(files.base)), "config": "gguf", "tokenizer": "gguf"}
+    else:
+        fingerprint |= {
+            "weights": weights_hash(files.base),
+            "config": _config_hash(files.base / "config.json"),
+            "tokenizer": sha256_of(
+                [sha256_of_file(path) for name in _TOKENIZER_FILES if (path := files.base / name).is_file()]
+            ),
+        }
+    if files.adapter is not None:
+        fingerprint["adapter"] = sha256_of(
+            [weights_hash(files.adapter), _config_hash(files.adapter / "adapter_config.json")]
+        )
+    return fingerprint
+
+
+def weights_hash(folder: Path) -> str:
+    """Hash of all tensors in a folder's weight files.
+
+    Raises:
+        ModelError: the folder has no weight files.
+        CorruptError: a safetensors file is cut off or is none.
+    """
+    shards = sorted(folder.glob("*.safetensors"))
+    if shards:
+        return _tensors_hash(tuple((path, *_stamp(path)) for path in shards))
+    others = sorted(folder.glob("*.bin"))
+    if not others:
+        raise ModelError(f"{folder} has no weights: expected *.safetensors")
+    return sha256_of([_file_hash(path, *_stamp(path)) for path in others])
+
+
+def module_fingerprint(model: torch.nn.Module, name: str) -> dict[str, Any]:
+    """The fingerprint of a model that was handed over loaded."""
+    import torch
+
+    def parts() -> Iterator[bytes | memoryview]:
+        for key, tensor in sorted(model.state_dict().items()):
+            yield f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode()
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            yield memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""
+
+    config = getattr(model, "config", None)
+    return {
+        "name": name,
+        "weights": sha256_of_parts(parts()),
+        "config": sha256_of(_stable(config.to_dict())) if config is not None else "",
+        "adapter": None,
+    }
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of a tokenizer's token-id map."""
+    return sha256_of(sorted(tokenizer.get_vocab().items()))
+
+
+@lru_cache(maxsize=64)
+def _tensors_hash(shards: tuple[tuple[Path, int, int], ...]) -> str:
+    """Cached by path, size and modification time within one process."""
+    entries = sorted(entry for path, _, _ in shards for entry in _safetensors_entries(path))
+    return sha256_of(entries)
+
+
+def _safetensors_entries(path: Path) -> Iterator[tuple[str, str, list[int], str]]:
+    """(name, dtype, shape, hash of the bytes) of every tensor in a safetensors file."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            length = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + length])
+            with memoryview(data) as view:
+                for name, entry in header.items():
+                    if name == "__metadata__":
+                        continue
+                    begin, end = (8 + length + offset for offset in entry["data_offsets"])
+                    if end > len(view):
+                        raise ValueError(f"tensor {name} ends behind the end of the file")
+                    with view[begin:end] as tensor:
+                        yield name, entry["dtype"], entry["shape"], sha256_of_parts([tensor])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=64)
+def _file_hash(path: Path, size: int, modified: int) -> str:
+    return sha256_of_file(path)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _config_hash(path: Path) -> str:
+    return sha256_of(_stable(read_json(path)))
+
+
+def _stable(config: Any) -> Any:
+    if not isinstance(config, dict):
+        return config
+    kept = {key: value for key, value in config.items() if key not in _VOLATILE and not key.startswith("base_model")}
+    return json.loads(json.dumps(kept, default=str, sort_keys=True))

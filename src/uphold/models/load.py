@@ -1,0 +1,218 @@
+"""One loader for every form of model reference."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from uphold.core.errors import CorruptError, ModelError, TokenizerMismatchError, UsageError
+from uphold.core.storage import read_json
+from uphold.models.fingerprint import files_fingerprint, module_fingerprint, tokenizer_hash
+from uphold.models.reference import ModelFiles, find_model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER_FACTS = "uphold.json"
+"""Side file in an adapter's folder; holds the hash of the base weights it was trained on."""
+ATTENTION = "sdpa"
+_LIBRARIES = ("uphold", "torch", "transformers", "peft", "tokenizers")
+
+
+class Loaded(NamedTuple):
+    """A model ready to use, with its tokenizer and its fingerprint."""
+
+    model: PreTrainedModel
+    """In eval mode; a `peft.PeftModel` where there is an adapter."""
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    """How its user named it."""
+    fingerprint: dict[str, Any]
+    """Plain JSON; see `uphold.models.fingerprint`."""
+    files: ModelFiles | None
+    """Where it was loaded from; None for a model that was handed over loaded."""
+
+
+ModelLike = Any
+"""A reference (`str` or `Path`), a `Loaded`, a `(model, tokenizer)` pair, or a model whose `name_or_path` leads
+to its tokenizer."""
+
+
+def default_device() -> str:
+    """`cuda` where there is one, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """float32 on a CPU, bfloat16 on a GPU: the checkpoint's own dtype never decides."""
+    import torch
+
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def numerics(model: PreTrainedModel | None = None) -> dict[str, str]:
+    """Device, dtype and attention kernel: of `model`, or those that `load` chooses."""
+    if model is None:
+        device, dtype, attention = default_device(), default_dtype(default_device()), ATTENTION
+    else:
+        device, dtype = model.device.type, model.dtype
+        attention = str(getattr(model.config, "_attn_implementation", None))
+    return {"device": device, "dtype": str(dtype), "attention": attention}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that can change a number."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def fingerprint_of(model: ModelLike) -> dict[str, Any]:
+    """The model part of a run's fingerprint; nothing is loaded where `model` is a reference."""
+    if isinstance(model, Loaded):
+        return model.fingerprint | numerics(model.model)
+    if isinstance(model, str | Path):
+        return files_fingerprint(find_model(model)) | numerics()
+    loaded = load(model)
+    return loaded.fingerprint | numerics(loaded.model)
+
+
+def load(model: ModelLike) -> Loaded:
+    """Load a model and its tokenizer; what is loaded already is passed through.
+
+    Weights are read from safetensors or GGUF, as float32 on a CPU and bfloat16 on a GPU, with the `sdpa` kernel.
+
+    Raises:
+        ModelError: it cannot be loaded, some weights are missing, or the adapter does not fit the base.
+    """
+    if isinstance(model, Loaded):
+        return model
+    if isinstance(model, str | Path):
+        return _load_files(find_model(model))
+    return _from_memory(model)
+
+
+def load_with_adapter(base: ModelLike, adapter: Path) -> Loaded:
+    """A base reference together with the adapter in the folder `adapter`."""
+    if not isinstance(base, str | Path):
+        raise UsageError("an adapter folder goes with a model reference, not with a loaded model")
+    return load(f"{base}+{adapter}")
+
+
+def check_same_tokenizer(old: Loaded, new: Loaded) -> None:
+    """Refuse models whose token ids do not mean the same text; an equal vocabulary size is not enough.
+
+    Raises:
+        TokenizerMismatchError: the token-id maps differ; the message gives an example.
+    """
+    ours, theirs = old.tokenizer.get_vocab(), new.tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    token = min(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    raise TokenizerMismatchError(
+        f"'{old.name}' and '{new.name}' have different tokenizers ({len(ours)} and {len(theirs)} tokens; {token!r} is "
+        f"{ours.get(token, 'absent')} and {theirs.get(token, 'absent')}): token-level distillation needs one "
+        "token-id map"
+    )
+
+
+def _load_files(files: ModelFiles) -> Loaded:
+    fingerprint = files_fingerprint(files)
+    model, tokenizer = _load_base(files)
+    if files.adapter is not None:
+        _check_adapter_base(files.adapter, fingerprint["weights"], files.name)
+        model = _with_adapter(model, files.adapter, files.name)
+    return Loaded(_ready(model), tokenizer, files.name, fingerprint, files)
+
+
+def _load_base(files: ModelFiles) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = default_device()
+    place = files.base.parent if files.is_gguf else files.base
+    where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if files.is_gguf:
+        where["gguf_file"] = files.base.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **where)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            place, dtype=default_dtype(device), attn_implementation=ATTENTION, output_loading_info=True, **where
+        )
+    except SafetensorError as error:
+        raise CorruptError(f"the weights of '{files.name}' cannot be read ({error}); copy them again") from error
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
+        raise ModelError(f"'{files.name}' cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if missing:
+        raise ModelError(
+            f"'{files.name}' lacks {len(missing)} weights, the first is {missing[0]}: they would be random numbers"
+        )
+    return model.to(device), tokenizer
+
+
+def _check_adapter_base(adapter: Path, base_weights: str, name: str) -> None:
+    path = adapter / ADAPTER_FACTS
+    facts = read_json(path) if path.is_file() else {}
+    if facts.get("base_weights") not in (None, base_weights):
+        raise ModelError(
+            f"'{name}': the adapter {adapter} was trained on another base ('{facts.get('base', 'unknown')}'): "
+            "name that one before the +"
+        )
+
+
+def _with_adapter(model: Any, adapter: Path, name: str) -> Any:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"'{name}': the adapter {adapter} does not fit this base ({_first_line(error)}): "
+            "name the base it was made for"
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise CorruptError(f"the adapter {adapter} cannot be read ({_first_line(error)}); copy it again") from error
+    for warning in caught:
+        if "missing adapter keys" in str(warning.message):
+            raise ModelError(
+                f"'{name}': the adapter {adapter} lacks weights for this base: name the base it was made for"
+            )
+    return adapted
+
+
+def _from_memory(model: Any) -> Loaded:
+    from transformers import AutoTokenizer
+
+    module, tokenizer = model if isinstance(model, tuple) else (model, None)
+    if not hasattr(module, "state_dict") or not hasattr(module, "config"):
+        raise UsageError(
+            f"expected a model reference, a transformers or peft model, or a (model, tokenizer) pair, "
+            f"not {type(model).__name__}"
+        )
+    origin = str(getattr(module.config, "name_or_path", "") or getattr(module.config, "_name_or_path", ""))
+    if tokenizer is None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(origin, local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(
+                "this loaded model does not say where its tokenizer is: pass the pair (model, tokenizer)"
+            ) from error
+    fingerprint = module_fingerprint(module, origin or type(module).__name__)
+    fingerprint["tokenizer"] = tokenizer_hash(tokenizer)
+    return Loaded(_ready(module), tokenizer, fingerprint["name"], fingerprint, None)
+
+
+def _ready(model: Any) -> Any:
+    model.eval()
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,167 @@
+"""Task adapters: the same LoRA recipe for every base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uphold.core.hashing import sha256_of
+from uphold.core.progress import Progress, silent
+from uphold.core.storage import read_json, writable_folder, write_json
+from uphold.repair.recipe import configure, recipe_for
+from uphold.repair.result import Epoch
+from uphold.repair.training import AdapterConfig
+
+if TYPE_CHECKING:
+    from uphold.models.load import ModelLike
+    from uphold.tasks.base import Task
+
+FILE = "adapt.json"
+
+
+@dataclass(frozen=True)
+class AdaptConfig(AdapterConfig):
+    """Options of `adapt`; the defaults are those of MUSCLE (Table 8)."""
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A trained task adapter."""
+
+    base: str
+    """The base's reference."""
+    task: str
+    adapter: Path
+    """The adapter's folder, an ordinary PEFT adapter."""
+    config: Mapping[str, Any]
+    """The options, as used."""
+    splits: Mapping[str, int]
+    """Sizes of the task's splits."""
+    history: tuple[Epoch, ...]
+
+    @property
+    def reference(self) -> str:
+        """What to type for the adapted model."""
+        return f"{self.base}+{self.adapter}"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write what is known of the adapter, and a copy of it, to `folder`."""
+        import shutil
+
+        from uphold.core.storage import atomic_folder
+
+        path = writable_folder(Path(folder))
+        if (path / "adapter").resolve() != self.adapter.resolve():
+            with atomic_folder(path / "adapter") as temporary:
+                shutil.copytree(self.adapter, temporary, dirs_exist_ok=True)
+        entries = asdict(self)
+        entries["adapter"] = "adapter"
+        write_json(path / FILE, entries)
+        return path
+
+    def __str__(self) -> str:
+        chosen = next(entry for entry in self.history if entry.chosen)
+        start, best = self.history[0].validation["accuracy"], chosen.validation["accuracy"]
+        return (
+            f"{self.base} on {self.task}: validation accuracy {start:.1%} -> {best:.1%} "
+            f"(epoch {chosen.epoch} of {len(self.history) - 1})\nadapter: {self.adapter}"
+        )
+
+
+def adapt(
+    base: ModelLike,
+    task: str | Path | Task,
+    *,
+    out: str | Path,
+    config: AdaptConfig | None = None,
+    progress: Progress = silent,
+) -> Adaptation:
+    """Train a LoRA task adapter on all linear layers of `base` (MUSCLE, section 4 and Table 8).
+
+    Two bases adapted with the same task and config see the same instances in the same order. An interrupted
+    call that is repeated goes on where it stopped; a finished one is read from `out`.
+
+    Args:
+        base: a model reference or a loaded model.
+        task: what to train for (see `uphold.load_task`); its train split is trained on, its validation split
+            chooses the epoch, its test split is not looked at.
+        out: the folder to write `adapter/`, `adapt.json` and the training state to.
+        config: the options; those of the recipe that belongs to the task where None.
+        progress: called after every step.
+
+    Raises:
+        UpholdError: see `uphold.core.errors`.
+    """
+    from uphold.models.adapter import base_name, fresh_adapter, save_adapter
+    from uphold.models.load import load
+    from uphold.models.train import cross_entropy, train
+    from uphold.repair.training import Validation, training_rows
+    from uphold.tasks.base import split_sizes, task_fingerprint
+    from uphold.tasks.load import load_task
+
+    folder = writable_folder(Path(out))
+    chosen = load_task(task)
+    options = config or configure(AdaptConfig(), "adapt", recipe_for(chosen))
+    loaded = load(base)
+    rows = training_rows(loaded, chosen, "train")
+    model = fresh_adapter(loaded, options.rank, options.alpha, options.dropout, options.seed)
+
+    def objective(module: Any, batch: Any) -> Any:
+        return cross_entropy(module, batch, options.tokens)
+
+    validation = Validation(chosen, loaded, options, objective)
+    history = train(
+        model,
+        rows,
+        objective,
+        options,
+        lambda epoch: validation.measure(model),
+        folder / "training",
+        key=sha256_of([_content(loaded.fingerprint), task_fingerprint(chosen, "train"), asdict(options)]),
+        what=f"adapting {loaded.name}",
+        progress=progress,
+    )
+    result = Adaptation(
+        base=base_name(loaded),
+        task=chosen.name,
+        adapter=folder / "adapter",
+        config=asdict(options),
+        splits=split_sizes(chosen),
+        history=epochs(history),
+    )
+    save_adapter(model, loaded, result.adapter, _card(result), {"task": chosen.name, "config": asdict(options)})
+    result.save(folder)
+    return result
+
+
+def load_adaptation(folder: Path) -> Adaptation:
+    """The adaptation saved in `folder`."""
+    saved = read_json(folder / FILE)
+    saved["adapter"] = folder / saved["adapter"]
+    saved["history"] = tuple(Epoch(**entry) for entry in saved["history"])
+    return Adaptation(**saved)
+
+
+def epochs(history: Any) -> tuple[Epoch, ...]:
+    """A training history with the chosen epoch marked."""
+    return tuple(Epoch(**entry, chosen=entry["epoch"] == history.chosen) for entry in history.epochs)
+
+
+def _content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fingerprint.items() if key != "name"}
+
+
+def _card(result: Adaptation) -> str:
+    from uphold.repair.card import card_header
+
+    lines = [
+        card_header(result.base),
+        f"# LoRA task adapter for {result.task}",
+        "",
+        str(result).partition("\n")[0] + ".",
+        "",
+        "Options: " + ", ".join(f"{key} {value}" for key, value in result.config.items()) + ".",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,105 @@
+"""What adapting and repairing share: rows to train on, and what is measured after every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from uphold.core.errors import UsageError
+from uphold.core.progress import Progress
+from uphold.core.records import Record
+from uphold.core.runs import RunStore
+from uphold.measure.continuous import TIE
+from uphold.measure.evaluate import Batching, answer, evaluate
+from uphold.models.encode import Encoded, collate, encode_answers
+from uphold.models.load import Loaded
+from uphold.models.train import Objective, Schedule, selected_tokens
+from uphold.tasks.base import Instance, Split, Task, required_instances
+
+
+@dataclass(frozen=True)
+class AdapterConfig(Schedule):
+    """A schedule and the shape of a LoRA adapter. The defaults are those of MUSCLE (Table 8)."""
+
+    rank: int = 128
+    """LoRA rank, on all linear layers but the output head."""
+    alpha: float = 256.0
+    """LoRA scale: updates are multiplied by alpha / rank."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise UsageError("an adapter needs rank >= 1, alpha > 0 and dropout in [0, 1)")
+
+
+def training_rows(loaded: Loaded, task: Task, split: Split) -> list[Encoded]:
+    """The instances of a split with their gold answers, tokenised; generated answers end with end-of-text."""
+    instances = required_instances(task, split)
+    return encode_answers(
+        loaded.tokenizer,
+        [instance.prompt for instance in instances],
+        [task.delimiter + instance.target for instance in instances],
+        end=task.kind == "generate",
+    )
+
+
+@dataclass
+class Validation:
+    """Measures a model in training on the validation split."""
+
+    task: Task
+    tokenizer_of: Loaded
+    """Whose tokenizer the trained model uses."""
+    schedule: Schedule
+    objective: Objective
+    old_score: Mapping[str, float] | None = None
+    """By instance id, the old model's score; None where there is no old model to compare with."""
+
+    def __post_init__(self) -> None:
+        self._instances: Sequence[Instance] = required_instances(self.task, "validation")
+        self._rows = training_rows(self.tokenizer_of, self.task, "validation")
+
+    def measure(self, model: Any) -> dict[str, float]:
+        """`accuracy` (mean score); `nfr` where there is an old model; `loss` where epochs are chosen by it."""
+        loaded = self.tokenizer_of._replace(model=model)
+        records = answer(loaded, self.task, self._instances, Batching().size)
+        values = {"accuracy": mean_score(records)}
+        if self.schedule.select == "loss":
+            values["loss"] = self._loss(model)
+        if self.old_score is not None:
+            worse = sum((record.score or 0.0) < self.old_score[record.id] - TIE for record in records)
+            values["nfr"] = worse / len(records)
+        return values
+
+    def _loss(self, model: Any) -> float:
+        import torch
+
+        total, count = 0.0, 0
+        with torch.inference_mode():
+            for start in range(0, len(self._rows), self.schedule.micro_batch):
+                batch = collate(self._rows[start : start + self.schedule.micro_batch]).to(model.device)
+                total += float(self.objective(model, batch).total)
+                count += int(selected_tokens(batch, self.schedule.tokens).sum())
+        return total / max(1, count)
+
+
+def mean_score(records: Sequence[Record]) -> float:
+    """The mean score of the scored records.
+
+    Raises:
+        UsageError: none is scored, so no checkpoint can be chosen.
+    """
+    scores = [record.score for record in records if record.score is not None]
+    if not scores:
+        raise UsageError("the task's answers have no score: nothing to choose a checkpoint by")
+    return sum(scores) / len(scores)
+
+
+def validation_scores(
+    loaded: Loaded, task: Task, store: RunStore | None, progress: Progress, what: str
+) -> dict[str, float]:
+    """A model's scores on the validation split, by instance id; 0 where an answer could not be scored."""
+    run = evaluate(loaded, task, split="validation", store=store, progress=progress, what=what)
+    return {record.id: record.score or 0.0 for record in run.records()}

@@ -1,0 +1,259 @@
+"""Everything a report shows, gathered from a saved comparison or repair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from uphold.core import stats
+from uphold.measure.comparison import Comparison, load_comparison
+from uphold.measure.flips import FlipMatrix
+from uphold.measure.rates import Rate
+from uphold.measure.slices import Slice
+from uphold.repair.result import FILE as REPAIR_FILE
+from uphold.repair.result import REPAIRED, Epoch, Repair, load_repair
+from uphold.report.instances import Instances, read_instances
+from uphold.report.text import finite
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of the model: a row of the table of arms."""
+
+    name: str
+    """`old`, `new`, `repaired`, or a control's name."""
+    label: str
+    role: str
+    """`old`, `new`, `repaired` or `control`."""
+    score: Rate
+    """Accuracy, or mean score where answers are not right or wrong."""
+    comparison: Comparison | None
+    """The old model against this version; None for the old model itself."""
+    history: tuple[Epoch, ...] = ()
+
+    def rate(self, name: str) -> Rate | None:
+        """The rate called `name` against the old model; None where it was not measured."""
+        return find_rate(self.comparison, name) if self.comparison else None
+
+
+@dataclass(frozen=True)
+class SlicePair:
+    """One slice before the repair, and after it where there is one."""
+
+    before: Slice
+    after: Slice | None
+
+    @property
+    def label(self) -> str:
+        """`tag = value`."""
+        return f"{self.before.tag} = {self.before.value}"
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What the three files of a report are made from."""
+
+    before: Comparison
+    """The old model against the plain update."""
+    repair: Repair | None
+    versions: tuple[Version, ...]
+    """Old, new, repaired, controls."""
+    slices: tuple[SlicePair, ...]
+    """Those whose NFR is surely high first: by the lower end of the exact interval."""
+    instances: Instances
+
+    @property
+    def continuous(self) -> bool:
+        """Whether answers have scores only and are not right or wrong."""
+        return self.before.matrix is None
+
+    @property
+    def nfr(self) -> str:
+        """The name of the negative flip rate that counts here."""
+        return "nfr_score" if self.continuous else "nfr"
+
+    @property
+    def pfr(self) -> str:
+        """The name of the positive flip rate that counts here."""
+        return "pfr_score" if self.continuous else "pfr"
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return str(self.before.old.fingerprint.get("task", {}).get("name", "task"))
+
+    @property
+    def new(self) -> Version:
+        """The plain update."""
+        return self.versions[1]
+
+    @property
+    def repaired(self) -> Version | None:
+        """The repaired update, if any."""
+        return next((version for version in self.versions if version.role == "repaired"), None)
+
+    @property
+    def repair_p(self) -> float | None:
+        """Exact McNemar p-value of fixed against newly broken instances; None without a repair."""
+        if self.repair is None:
+            return None
+        effects = self.instances.effects
+        return stats.mcnemar_exact(effects.get("newly broken", 0), effects.get("fixed", 0))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How comparable runs still differ, and what was left out; those of an arm carry its label."""
+        found = list(self.before.notes)
+        for version in self.versions[2:]:
+            own = version.comparison.notes if version.comparison else ()
+            found += [f"{version.label}: {note}" for note in own if note not in self.before.notes]
+        return tuple(found + list(self.repair.notes if self.repair else ()))
+
+    def column(self, version: Version, name: str) -> Rate | None:
+        """The rate called `name` as a table shows it in the version's column.
+
+        The old model's own figures are those of the plain comparison wherever they agree: bootstrap intervals
+        that differ in the last digit from column to column would look like a finding.
+        """
+        rate, plain = version.rate(name), self.new.rate(name)
+        same = rate is not None and plain is not None and rate.value == plain.value
+        return plain if same and name in ("accuracy_old", "score_old") else rate
+
+    def change(self, version: Version) -> float | None:
+        """The version's NFR relative to the plain update's, minus one; None (undefined) when that is zero."""
+        now, plain = version.rate(self.nfr), self.new.rate(self.nfr)
+        if now is None or plain is None or now.value is None or not plain.value:
+            return None
+        return now.value / plain.value - 1
+
+
+def find_rate(comparison: Comparison, name: str) -> Rate | None:
+    """The comparison's rate called `name`, or None."""
+    return next((rate for rate in comparison.rates if rate.name == name), None)
+
+
+def gather(folder: Path, limit: int = 5000) -> ReportData:
+    """Read the comparison or repair saved in `folder`, and up to `limit` of its instances.
+
+    Raises:
+        DataError: there is neither.
+        CorruptError: a file does not hold what was written.
+    """
+    repair = load_repair(folder) if (folder / REPAIR_FILE).is_file() else None
+    before = repair.before if repair else load_comparison(folder)
+    continuous = before.matrix is None
+    score_old, score_new = ("score_old", "score_new") if continuous else ("accuracy_old", "accuracy_new")
+    versions = [
+        Version("old", "old", "old", before[score_old], None),
+        Version("new", "new (plain update)" if repair else "new", "new", before[score_new], before),
+    ]
+    for arm in repair.arms if repair else ():
+        role = "control" if arm.control else REPAIRED
+        versions.append(Version(arm.name, arm.label, role, arm.comparison[score_new], arm.comparison, arm.history))
+    repaired = repair.repaired.comparison if repair else None
+    instances = read_instances(before.old, before.new, repaired.new if repaired else None, not continuous, limit)
+    return ReportData(before, repair, tuple(versions), _slices(before, repaired), instances)
+
+
+def _slices(before: Comparison, after: Comparison | None) -> tuple[SlicePair, ...]:
+    later = {(part.tag, part.value): part for part in after.slices} if after else {}
+    pairs = [SlicePair(part, later.get((part.tag, part.value))) for part in before.slices]
+    keys = {pair.label: (-pair.before.nfr_interval.low, -pair.before.nfr, pair.label) for pair in pairs}
+    return tuple(sorted(pairs, key=lambda pair: keys[pair.label]))
+
+
+def to_json(data: ReportData, verdict: str, remarks: tuple[str, ...]) -> dict[str, Any]:
+    """The report as plain JSON without NaN: the same numbers, and the flips by id."""
+    saved = data.before.to_dict()
+    content: dict[str, Any] = finite(
+        {
+            "format": FORMAT,
+            "kind": "repair" if data.repair else "comparison",
+            "verdict": verdict,
+            "remarks": list(remarks),
+            "task": data.task,
+            "old": data.before.old.name,
+            "new": data.before.new.name,
+            "count": data.before.count,
+            "unscored": data.before.unscored,
+            "arms": [_version_json(data, version) for version in data.versions],
+            "rates": saved["rates"],
+            "matrix": saved["matrix"],
+            "slices": [_slice_json(pair) for pair in data.slices],
+            "repair": _repair_json(data.repair, data.repair_p),
+            "instances": _instances_json(data.instances),
+            "notes": saved["notes"],
+            "fingerprints": fingerprints(data),
+        }
+    )
+    return content
+
+
+def fingerprints(data: ReportData) -> dict[str, Mapping[str, Any]]:
+    """What each run was made with, by version; `old again` is the run behind the noise floor."""
+    found: dict[str, Mapping[str, Any]] = {"old": data.before.old.fingerprint}
+    if data.before.again is not None:
+        found["old again"] = data.before.again.fingerprint
+    for version in data.versions[1:]:
+        if version.comparison is not None:
+            found[version.name] = version.comparison.new.fingerprint
+    return {name: dict(fingerprint) for name, fingerprint in found.items()}
+
+
+def _version_json(data: ReportData, version: Version) -> dict[str, Any]:
+    comparison = version.comparison
+    matrix: FlipMatrix | None = comparison.matrix if comparison else None
+    compared = comparison is not None and version.role not in ("old", "new")
+    return {
+        "name": version.name,
+        "label": version.label,
+        "role": version.role,
+        "score": asdict(version.score),
+        "rates": {rate.name: asdict(rate) for rate in comparison.rates} if comparison else {},
+        "nfr_against_plain": data.change(version) if compared else None,
+        "matrix": asdict(matrix) | {"mcnemar_p": matrix.mcnemar_p} if matrix else None,
+        "notes": list(comparison.notes) if comparison else [],
+        "history": [
+            {
+                "epoch": line.epoch,
+                "train": dict(line.train),
+                "validation": dict(line.validation),
+                "chosen": line.chosen,
+            }
+            for line in version.history
+        ],
+    }
+
+
+def _slice_json(pair: SlicePair) -> dict[str, Any]:
+    return {
+        side: asdict(part) | {"nfr": part.nfr, "nfr_interval": list(part.nfr_interval)} if part else None
+        for side, part in (("before", pair.before), ("after", pair.after))
+    }
+
+
+def _repair_json(repair: Repair | None, p: float | None) -> dict[str, Any] | None:
+    if repair is None:
+        return None
+    saved = repair.to_dict()
+    kept = ("method", "paper", "config", "splits", "adapter", "notes")
+    return {key: saved[key] for key in kept} | {"fixed_against_newly_broken_p": p}
+
+
+def _instances_json(instances: Instances) -> dict[str, Any]:
+    flips = [
+        {"id": row.id, "kind": row.kind, "effect": row.effect}
+        for row in instances.rows
+        if row.kind in ("negative", "positive") or row.effect in ("newly broken", "extra gain")
+    ]
+    return {
+        "total": instances.total,
+        "shown": len(instances.rows),
+        "kinds": dict(instances.kinds),
+        "effects": dict(instances.effects),
+        "flips": flips,
+    }

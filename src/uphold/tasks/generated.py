@@ -1,0 +1,168 @@
+"""Tasks from reasoning-gym: generated questions whose answers a verifier scores.
+
+    rg:chain_sum
+    rg:chain_sum:train=2000,validation=300,test=1000,seed=7,max_terms=3
+    rg:syllogism:kind=choice
+
+`size` sets the total, divided 60/10/30; any other option goes to the dataset's own configuration.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from uphold.core.errors import DataError, UsageError, unknown_name
+from uphold.tasks import scorers
+from uphold.tasks.base import (
+    Decoding,
+    FixedTask,
+    Instance,
+    Kind,
+    Score,
+    ScoreFunction,
+    Split,
+    divide,
+    without_duplicates,
+)
+
+_SHARES: dict[Split, float] = {"train": 0.6, "validation": 0.1, "test": 0.3}
+MOST_OPTIONS = 64
+
+
+@dataclass(frozen=True)
+class GeneratedConfig:
+    """Options of a reasoning-gym task."""
+
+    size: int = 1000
+    """All instances together, where a split's own size is not given."""
+    train: int | None = None
+    validation: int | None = None
+    test: int | None = None
+    seed: int = 0
+    """Seed of the generator."""
+    kind: Kind = "generate"
+    """`choice` ranks the distinct answers that occur in the task (at most 64)."""
+    pattern: str = ""
+    """Regular expression over the question; its groups fill `prompt`."""
+    prompt: str = "{question}"
+    """Template of the prompt; `{question}`, or `{1}`, `{2}`, … for the groups of `pattern`."""
+    delimiter: str = " "
+    max_new_tokens: int = 64
+    stop: tuple[str, ...] = ("\n",)
+    temperature: float = 0.0
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    """Passed to the dataset's own configuration."""
+
+    def sizes(self) -> dict[Split, int]:
+        """The size of each split."""
+        given: dict[Split, int | None] = {"train": self.train, "validation": self.validation, "test": self.test}
+        sizes: dict[Split, int] = {}
+        for split, size in given.items():
+            sizes[split] = round(_SHARES[split] * self.size) if size is None else size
+        return sizes
+
+
+def dataset_names() -> list[str]:
+    """The names of all reasoning-gym datasets."""
+    from reasoning_gym.factory import DATASETS
+
+    return sorted(DATASETS)
+
+
+def generated_task(dataset: str, config: GeneratedConfig = GeneratedConfig(), name: str = "") -> FixedTask:
+    """A task from the reasoning-gym dataset called `dataset`.
+
+    Instances are unique and dealt out in the order in which they were generated: test, validation, train.
+
+    Raises:
+        UsageError: no such dataset or option, or it cannot give as many different instances as asked for.
+    """
+    names = dataset_names()
+    if dataset not in names:
+        raise unknown_name("reasoning-gym dataset", dataset, names, "'uphold tasks' lists them.")
+    sizes = config.sizes()
+    instances, verify, dropped = _generate(dataset, config, sum(sizes.values()))
+    if config.kind == "choice":
+        instances = _with_options(dataset, instances)
+    return FixedTask(
+        name=name or f"rg:{dataset}",
+        kind=config.kind,
+        splits=divide(instances, sizes),
+        scorer="choice.v1" if config.kind == "choice" else "reasoning_gym.v1",
+        score_function=scorers.choice if config.kind == "choice" else verify,
+        delimiter=config.delimiter,
+        decoding=Decoding(config.max_new_tokens, tuple(config.stop), config.temperature),
+        notes=(f"{dropped} duplicate questions were generated and left out",) if dropped else (),
+    )
+
+
+def _generate(dataset: str, config: GeneratedConfig, total: int) -> tuple[list[Instance], ScoreFunction, int]:
+    import reasoning_gym
+
+    if total < 1:
+        raise UsageError(f"rg:{dataset}: asked for {total} instances; give size, train, validation or test")
+    drawn = total
+    for _ in range(4):
+        try:
+            source = reasoning_gym.create_dataset(dataset, size=drawn, seed=config.seed, **config.dataset)
+        except (TypeError, AssertionError, ValueError) as error:
+            raise UsageError(f"rg:{dataset}: {' '.join(str(error).split())}") from error
+        instances, dropped = without_duplicates(_instance(dataset, entry, config) for entry in source)
+        if len(instances) >= total:
+            break
+        drawn *= 2
+    if len(instances) < total:
+        raise UsageError(
+            f"rg:{dataset} gave only {len(instances)} different questions out of {drawn}, {total} are asked for: "
+            "ask for fewer, or widen its options"
+        )
+
+    def verify(instance: Instance, output: str) -> Score:
+        answer = " ".join(output.split())
+        value = float(source.score_answer(answer=answer, entry=dict(instance.extra)))
+        return Score(answer, value >= 1.0, min(1.0, max(0.0, value)))
+
+    return instances[:total], verify, dropped
+
+
+def _instance(dataset: str, entry: Mapping[str, Any], config: GeneratedConfig) -> Instance:
+    question = entry["question"]
+    fields = {"question": question}
+    if config.pattern:
+        match = re.search(config.pattern, question)
+        if match is None:
+            raise DataError(f"rg:{dataset}: the pattern {config.pattern!r} does not match {question[:80]!r}")
+        fields |= {str(number): text for number, text in enumerate(match.groups(), start=1)}
+    prompt = re.sub(r"\{(\w+)\}", lambda field: fields.get(field[1], field[0]), config.prompt)
+    if entry["answer"] is None:
+        raise UsageError(f"rg:{dataset} has no single gold answer to train on; choose another dataset")
+    return Instance(prompt, str(entry["answer"]), tags=_tags(entry, prompt), extra=entry)
+
+
+def _tags(entry: Mapping[str, Any], prompt: str) -> dict[str, str]:
+    tags = {"answer_length": str(len(str(entry["answer"]))), "prompt_length": _bucket(len(prompt))}
+    for key, value in entry["metadata"].items():
+        if isinstance(value, int) and key.startswith("num_"):
+            tags[key] = str(value)
+    return tags
+
+
+def _bucket(length: int) -> str:
+    """The power-of-two bucket that a length falls into, e.g. `33-64`."""
+    top = max(8, 1 << (length - 1).bit_length())
+    return f"{top // 2 + 1}-{top}" if top > 8 else "1-8"
+
+
+def _with_options(dataset: str, instances: list[Instance]) -> list[Instance]:
+    options = tuple(sorted({instance.target for instance in instances}))
+    if not 2 <= len(options) <= MOST_OPTIONS:
+        raise UsageError(
+            f"rg:{dataset} has {len(options)} different answers; kind=choice needs 2 to {MOST_OPTIONS}: "
+            "use kind=generate"
+        )
+    return [
+        Instance(instance.prompt, instance.target, options, instance.tags, instance.extra) for instance in instances
+    ]

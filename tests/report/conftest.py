@@ -1,0 +1,150 @@
+"""Saved comparisons and repairs with known flips, small enough to count by hand.
+
+Of 40 instances the old model answers 17 right, the plain update 19, the repaired one 20. The update makes 4
+negative and 6 positive flips; the repair fixes 2, leaves 2 broken, breaks 1 anew, loses 1 gain and adds 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from uphold.core.records import Record
+from uphold.core.runs import Run, write_run
+from uphold.measure.comparison import compare_runs
+from uphold.repair.result import Arm, Epoch, Repair
+
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- {{ 7*7 }} | `code` [link](https://evil.test)"
+    "\u202egnp.exe\u202c zero\u200bwidth \u2028 line & 'quotes\" \x1b[31m"
+)
+OPTIONS = ("red", "green", "blue")
+
+# (how many, old right, new right, repaired right)
+PLAN = (
+    (12, True, True, True),
+    (2, True, False, True),
+    (2, True, False, False),
+    (1, True, True, False),
+    (5, False, True, True),
+    (1, False, True, False),
+    (1, False, False, True),
+    (16, False, False, False),
+)
+OUTCOMES = [flags for count, *flags in PLAN for _ in range(count)]
+
+
+def write(folder: Path, name: str, records: Sequence[Record], batching: int = 8) -> Run:
+    fingerprint = {
+        "model": {"name": name, "weights": f"weights of {name}", "dtype": "float32"},
+        "task": {"name": "colours", "kind": "choice", "scorer": "choice.v1"},
+        "batching": {"size": batching},
+        "seed": 0,
+        "versions": {"torch": "2.13.0"},
+    }
+    return write_run(folder, records, fingerprint)
+
+
+def choice_records(
+    column: int, text: str = "", logprobs: bool = True, tags: bool = True, outcomes: Sequence[Sequence[bool]] = OUTCOMES
+) -> list[Record]:
+    records = []
+    for number, flags in enumerate(outcomes):
+        right = flags[column]
+        gold, other = OPTIONS[number % 3], OPTIONS[(number + 1) % 3]
+        answer = (gold if right else other) + text
+        values = {gold: -1.0, other: -2.0 if right else -0.5 - 0.01 * number}
+        records.append(
+            Record(
+                id=f"{number:016x}",
+                input=f"question {number}{text}",
+                target=gold,
+                output=answer,
+                answer=answer,
+                correct=right,
+                score=float(right),
+                options=OPTIONS,
+                option_logprobs=tuple(values.get(option, -4.0) for option in OPTIONS) if logprobs else (),
+                tags={"half": "low" if number < 20 else "high", "all": f"yes{text}"} if tags else {},
+            )
+        )
+    return records
+
+
+def score_records(scores: Sequence[float | None]) -> list[Record]:
+    return [
+        Record(f"{number:016x}", f"question {number}", "gold", f"said {score}", f"said {score}", None, score)
+        for number, score in enumerate(scores)
+    ]
+
+
+def history(shift: float) -> tuple[Epoch, ...]:
+    return (
+        Epoch(0, {}, {"accuracy": 0.47, "nfr": 0.10 + shift}),
+        Epoch(1, {"loss": 1.0, "mask_rate": 0.3}, {"accuracy": 0.49, "nfr": 0.08 + shift}, chosen=True),
+        Epoch(2, {"loss": 0.8}, {"accuracy": 0.48, "nfr": 0.09 + shift}),
+    )
+
+
+@pytest.fixture
+def save_comparison(tmp_path: Path) -> Callable[..., Path]:
+    """Save the 40 instances (or `outcomes`) as a comparison; options go to `choice_records`."""
+
+    def save(name: str = "comparison", again: bool = True, **options: object) -> Path:
+        runs = tmp_path / f"{name} runs"
+        old = write(runs / "old", "v1", choice_records(0, **options))  # type: ignore[arg-type]
+        new = write(runs / "new", "v2", choice_records(1, **options))  # type: ignore[arg-type]
+        repeated = write(runs / "again", "v1", choice_records(0, **options), 16) if again else None  # type: ignore[arg-type]
+        return compare_runs(old, new, repeated).save(tmp_path / name)
+
+    return save
+
+
+@pytest.fixture
+def save_repair(tmp_path: Path) -> Callable[..., Path]:
+    """Save the 40 instances as a repair with one control, which is the plain update with other weights."""
+
+    def save(name: str = "repair", text: str = "", label: str = "MUSCLE", **options: object) -> Path:
+        runs = tmp_path / f"{name} runs"
+        old = write(runs / "old", f"v1{text}", choice_records(0, text, **options))  # type: ignore[arg-type]
+        new = write(runs / "new", f"v2{text}", choice_records(1, text, **options))  # type: ignore[arg-type]
+        again = write(runs / "again", f"v1{text}", choice_records(0, text, **options), 16)  # type: ignore[arg-type]
+        arms = []
+        for arm, column, control in (("repaired", 2, False), ("finetuned", 1, True)):
+            run = write(runs / arm, f"v2+{arm}", choice_records(column, text, **options))  # type: ignore[arg-type]
+            title = f"control: {arm}" if control else label
+            arms.append(Arm(arm, title, compare_runs(old, run, again), history(0.02 * control), control))
+        repair = Repair(
+            "muscle",
+            "arXiv:2407.09435",
+            compare_runs(old, new, again),
+            tuple(arms),
+            {"rank": 8, "targets": ["q_proj"], "text": text},
+            {"train": 100, "validation": 20, "test": 40},
+            tmp_path / "adapter",
+            (f"a note{text}",),
+        )
+        return repair.save(tmp_path / name)
+
+    return save
+
+
+@pytest.fixture
+def save_scores(tmp_path: Path) -> Callable[..., Path]:
+    """Save two lists of continuous scores as a comparison."""
+
+    def save(old: Sequence[float | None], new: Sequence[float | None], name: str = "scores") -> Path:
+        runs = tmp_path / f"{name} runs"
+        return compare_runs(
+            write(runs / "old", "v1", score_records(old)), write(runs / "new", "v2", score_records(new))
+        ).save(tmp_path / name)
+
+    return save
+
+
+@pytest.fixture
+def hostile() -> str:
+    """Text that would be dangerous, or invisible, if it were shown as it is."""
+    return HOSTILE
