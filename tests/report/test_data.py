@@ -22,7 +22,7 @@ def test_a_repair_becomes_one_version_per_arm(save_repair: Save) -> None:
         ("repaired", "repaired"),
         ("finetuned", "control"),
     ]
-    assert [version.score.value for version in data.versions] == [17 / 40, 19 / 40, 20 / 40, 19 / 40]
+    assert [version.score.value for version in data.versions] == pytest.approx([17 / 40, 19 / 40, 20 / 40, 19 / 40])
     assert data.change(data.versions[2]) == pytest.approx(-0.25)
     assert data.change(data.versions[3]) == 0.0
     assert data.repair_p == mcnemar_exact(1, 2)
@@ -65,6 +65,12 @@ def test_json_says_what_the_comparison_says(save_repair: Save) -> None:
     assert report["fingerprints"]["repaired"]["model"]["name"] == "v2+repaired"
     assert report["arms"][2]["history"][2]["train"] == {"loss": 0.8}
     json.dumps(report, allow_nan=False)
+
+
+def test_the_old_models_own_figures_read_alike_in_every_column(save_repair: Save) -> None:
+    data = gather(save_repair())
+    assert data.column(data.versions[2], "accuracy_old") is data.new.rate("accuracy_old")
+    assert data.column(data.versions[2], "nfr") is data.versions[2].rate("nfr")
 
 
 def test_notes_of_arms_carry_their_label(save_comparison: Save, save_scores: Save) -> None:

@@ -145,10 +145,10 @@ def test_in_a_browser_at_phone_width(save_repair: Save, tmp_path: Path, hostile:
         page.select_option("#f-kind", "")
         page.select_option("#f-effect", "")
         page.fill("#f-text", "QUESTION 39")
-        page.wait_for_function("document.getElementById('count').textContent.startsWith('1 of')")
+        api.expect(page.locator("#count")).to_have_text("1 of 40 instances match")
         assert "<img src=x onerror=alert(2)>" in page.inner_text(".instances tbody")
         page.fill("#f-text", "")
-        page.wait_for_function("document.getElementById('count').textContent.startsWith('40 of')")
+        api.expect(page.locator("#count")).to_have_text("40 of 40 instances match")
         assert page.locator(".instances tbody tr").count() == 20
         page.click("#next")
         assert page.inner_text("#page") == "page 2 of 2"

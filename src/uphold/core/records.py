@@ -75,7 +75,7 @@ def to_table(records: Iterable[Record]) -> pa.Table:
     """Records as an Arrow table sorted by id.
 
     Raises:
-        DataError: two records share an id.
+        DataError: two records share an id, a score is outside [0, 1], or a field is of another type than `Record` says.
     """
     import pyarrow as pa
 
@@ -88,10 +88,15 @@ def to_table(records: Iterable[Record]) -> pa.Table:
                 "answered once; remove the duplicate"
             )
         seen.add(record.id)
+        if record.score is not None and (record.score < 0 or record.score > 1):
+            raise DataError(f"the record '{record.id}' has the score {record.score}: scores lie in [0, 1], scale them")
         row = asdict(record)
         row["tags"] = sorted(record.tags.items())
         rows.append(row)
-    return pa.Table.from_pylist(rows, schema=schema())
+    try:
+        return pa.Table.from_pylist(rows, schema=schema())
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"a record holds a value of the wrong type: {' '.join(str(error).split())}") from error
 
 
 def from_row(row: Mapping[str, Any]) -> Record:

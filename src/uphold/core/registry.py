@@ -18,7 +18,7 @@ from dataclasses import dataclass, is_dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from uphold.core.errors import UsageError, unknown_name
+from uphold.core.errors import UpholdError, UsageError, unknown_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 ROOMS = ("measure", "explain", "repair", "verify", "generate")
@@ -131,8 +131,11 @@ def _discover() -> None:
     for point in entry_points(group=ENTRY_POINTS):
         try:
             point.load()
-        except ImportError as error:
+        except UpholdError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UsageError(
-                f"the plug-in '{point.name}' ({point.value}) cannot be imported: {error}; "
+                f"the plug-in '{point.name}' ({point.value}) cannot be imported ({reason}); "
                 "reinstall or remove the package that brings it"
             ) from error

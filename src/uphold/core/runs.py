@@ -64,11 +64,13 @@ class Run:
 
     def copy_to(self, folder: Path) -> Run:
         """Copy this run to `folder` and return the copy; nothing is copied when it is there already."""
-        if (folder / "run.json").exists() and load_run(folder).sha256 == self.sha256:
-            return load_run(folder)
+        if is_run(folder):
+            there = load_run(folder)
+            if (there.sha256, there.fingerprint) == (self.sha256, self.fingerprint):
+                return there
         with atomic_folder(folder) as temporary:
             shutil.copyfile(self.records_path, temporary / "records.parquet")
-            shutil.copyfile(self.path / "run.json", temporary / "run.json")
+            _write_header(temporary, self)
         return load_run(folder)
 
 
@@ -96,6 +98,10 @@ def load_run(folder: Path) -> Run:
     header = read_json(folder / "run.json")
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CorruptError(f"{folder / 'run.json'} is not a run of format {FORMAT}; evaluate the model again")
+    if not _describes(header.get("fingerprint")) or "count" not in header or "sha256" not in header:
+        raise CorruptError(
+            f"{folder / 'run.json'} lacks the fingerprint of model and task, count or sha256; evaluate the model again"
+        )
     run = Run(folder, header["fingerprint"], header["count"], header["sha256"])
     if not run.records_path.is_file():
         raise CorruptError(f"{run.records_path} is missing; remove {folder} and evaluate the model again")
@@ -112,8 +118,10 @@ def write_run(folder: Path, records: Iterable[Record], fingerprint: Fingerprint)
 
     Raises:
         EmptyError: there are no records.
-        DataError: two records share an id.
+        DataError: two records share an id, or the fingerprint does not say which model and which task.
     """
+    if not _describes(fingerprint):
+        raise DataError("a run's fingerprint needs the mappings 'model' and 'task', see uphold.core.runs.Fingerprint")
     table = rec.to_table(records)
     return _finish(folder, table, fingerprint)
 
@@ -139,6 +147,7 @@ class RunWriter:
 
         Raises:
             CorruptError: a part cannot be read; the message names the file to remove.
+            DataError: an instance was answered in two parts.
         """
         import pyarrow as pa
 
@@ -190,16 +199,25 @@ def default_store() -> RunStore:
 def _finish(folder: Path, table: pa.Table, fingerprint: Fingerprint) -> Run:
     if table.num_rows == 0:
         raise EmptyError(f"the run for {folder} has no records: the task gave no instances")
+    if len(table["id"].unique()) != table.num_rows:
+        raise DataError(f"two records of the run for {folder} share an id: every instance may be answered once")
     path = folder / "records.parquet"
     _write_parquet(path, table)
-    header = {
-        "format": FORMAT,
-        "fingerprint": dict(fingerprint),
-        "count": table.num_rows,
-        "sha256": sha256_of_file(path),
-    }
+    run = Run(folder, fingerprint, table.num_rows, sha256_of_file(path))
+    _write_header(folder, run)
+    return run
+
+
+def _write_header(folder: Path, run: Run) -> None:
+    header = {"format": FORMAT, "fingerprint": dict(run.fingerprint), "count": run.count, "sha256": run.sha256}
     write_json(folder / "run.json", header)
-    return Run(folder, fingerprint, table.num_rows, header["sha256"])
+
+
+def _describes(fingerprint: Any) -> bool:
+    """Whether `fingerprint` says which model and which task."""
+    return isinstance(fingerprint, Mapping) and all(
+        isinstance(fingerprint.get(key), Mapping) for key in ("model", "task")
+    )
 
 
 def _write_parquet(path: Path, table: pa.Table) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uphold.core import registry, stats
-from uphold.core.errors import DataError
+from uphold.core.errors import CorruptError, DataError
 from uphold.core.runs import Run, load_run
 from uphold.core.storage import read_json, writable_folder, write_json
 from uphold.measure.flips import DEFINITIONS, FlipMatrix, flip_matrix
@@ -169,6 +169,15 @@ def load_comparison(folder: Path) -> Comparison:
             f"no comparison in {folder}: expected {FILE}; 'uphold compare OLD NEW --task TASK --out {folder}' makes one"
         )
     saved = read_json(folder / FILE)
+    try:
+        return _from_dict(saved, folder)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CorruptError(
+            f"{folder / FILE} is not a saved comparison ({error!r}); compare the models again"
+        ) from error
+
+
+def _from_dict(saved: Any, folder: Path) -> Comparison:
     runs = {role: load_run(folder / "runs" / role) if saved.get(role) else None for role in ("old", "new", "again")}
     if runs["old"] is None or runs["new"] is None:
         raise DataError(f"{folder / FILE} names no old and new run; compare the models again")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uphold.core.errors import ModelError
 from uphold.core.progress import Progress, silent
 from uphold.core.records import Record
 from uphold.core.runs import Run, RunStore, default_store
@@ -55,7 +57,7 @@ def evaluate(
 
     Raises:
         EmptyError: the split has no instances.
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded, or gives NaN.
         StorageError, CorruptError: the store cannot be written or read.
     """
     instances = required_instances(task, split)
@@ -113,6 +115,11 @@ def _choose(loaded: Loaded, task: Task, instances: Sequence[Instance], batch_siz
     )
     records = []
     for instance, values, count in zip(instances, logprobs, tokens, strict=True):
+        if any(math.isnan(value) for value in values):
+            raise ModelError(
+                f"'{loaded.name}' gives NaN instead of a log-likelihood on {instance.prompt[-40:]!r}: "
+                "its weights or its dtype are broken"
+            )
         output = instance.options[max(range(len(values)), key=values.__getitem__)]
         records.append(_record(task, instance, output, count, tuple(values)))
     return records

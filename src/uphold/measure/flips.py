@@ -45,23 +45,25 @@ class _Definition:
     unit: str = "share"
     better: str = ""
     has_floor: bool = True
+    over: Floats | None = None
+    """The instances of which it is a share, for which a binomial interval exists; None for anything else."""
 
 
-_OLD_WRONG, _NEW_WRONG, _CHANGED = 1 - OLD_RIGHT, 1 - NEW_RIGHT, 1 - SAME
+_ALL, _OLD_WRONG, _NEW_WRONG, _CHANGED = np.ones(CELLS), 1 - OLD_RIGHT, 1 - NEW_RIGHT, 1 - SAME
 _NEGATIVE, _POSITIVE = OLD_RIGHT * _NEW_WRONG, _OLD_WRONG * NEW_RIGHT
 
 DEFINITIONS = (
-    _Definition("accuracy_old", "accuracy old", _share(OLD_RIGHT), better="higher", has_floor=False),
-    _Definition("accuracy_new", "accuracy new", _share(NEW_RIGHT), better="higher", has_floor=False),
+    _Definition("accuracy_old", "accuracy old", _share(OLD_RIGHT), better="higher", has_floor=False, over=_ALL),
+    _Definition("accuracy_new", "accuracy new", _share(NEW_RIGHT), better="higher", has_floor=False, over=_ALL),
     _Definition("gain", "gain", _share(NEW_RIGHT - OLD_RIGHT), better="higher"),
-    _Definition("nfr", "NFR", _share(_NEGATIVE), better="lower"),
-    _Definition("pfr", "PFR", _share(_POSITIVE), better="higher"),
-    _Definition("nfr_mc", "NFR^mc", _share(_NEW_WRONG * _CHANGED), better="lower"),
-    _Definition("correct_but_changed", "correct but changed", _share(OLD_RIGHT * NEW_RIGHT * _CHANGED)),
-    _Definition("flips", "flips", _share(_NEGATIVE + _POSITIVE)),
-    _Definition("btc", "BTC", _ratio(OLD_RIGHT * NEW_RIGHT, OLD_RIGHT), better="higher"),
-    _Definition("bec", "BEC", _ratio(_OLD_WRONG * _NEW_WRONG, _OLD_WRONG), better="higher"),
-    _Definition("nfi", "NFI", _ratio(_NEGATIVE, _NEW_WRONG), better="lower"),
+    _Definition("nfr", "NFR", _share(_NEGATIVE), better="lower", over=_ALL),
+    _Definition("pfr", "PFR", _share(_POSITIVE), better="higher", over=_ALL),
+    _Definition("nfr_mc", "NFR^mc", _share(_NEW_WRONG * _CHANGED), better="lower", over=_ALL),
+    _Definition("correct_but_changed", "correct but changed", _share(OLD_RIGHT * NEW_RIGHT * _CHANGED), over=_ALL),
+    _Definition("flips", "flips", _share(_NEGATIVE + _POSITIVE), over=_ALL),
+    _Definition("btc", "BTC", _ratio(OLD_RIGHT * NEW_RIGHT, OLD_RIGHT), better="higher", over=OLD_RIGHT),
+    _Definition("bec", "BEC", _ratio(_OLD_WRONG * _NEW_WRONG, _OLD_WRONG), better="higher", over=_OLD_WRONG),
+    _Definition("nfi", "NFI", _ratio(_NEGATIVE, _NEW_WRONG), better="lower", over=_NEW_WRONG),
     _Definition("relative_nfr", "relative NFR", _relative_nfr, unit="ratio", better="lower"),
 )
 
@@ -137,12 +139,8 @@ def _rate(definition: _Definition, shares: Floats, resampled: Floats, n: int, le
     if np.isnan(value):
         return Rate(definition.name, definition.label, None, unit=definition.unit, better=definition.better)
     interval = stats.percentile_interval(definition.of(resampled), level)
-    degenerate = interval is not None and interval.low == interval.high
-    if degenerate and definition.unit == "share" and definition.name in _PROPORTIONS:
-        interval = stats.proportion_interval(round(value * n), n, level)
+    if interval is not None and interval.low == interval.high and definition.over is not None:
+        trials = round(float(shares @ definition.over) * n)
+        interval = stats.proportion_interval(round(value * trials), trials, level)
     low, high = interval or (None, None)
     return Rate(definition.name, definition.label, value, low, high, None, definition.unit, definition.better)
-
-
-# Shares of all N instances, for which a binomial interval exists.
-_PROPORTIONS = {"accuracy_old", "accuracy_new", "nfr", "pfr", "nfr_mc", "correct_but_changed", "flips"}

@@ -50,6 +50,7 @@ WITH pairs AS (
     SELECT unnest(map_entries(o.tags)) AS tag, o.correct AS old_right, n.correct AS new_right
     FROM read_parquet(?) o JOIN read_parquet(?) n USING (id)
     WHERE o.correct IS NOT NULL AND n.correct IS NOT NULL
+      AND coalesce(NOT isnan(o.score) AND NOT isnan(n.score), false)
 )
 SELECT tag.key, tag.value, count(*),
        count(*) FILTER (old_right), count(*) FILTER (new_right),

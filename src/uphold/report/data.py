@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,8 +121,11 @@ class ReportData:
         that differ in the last digit from column to column would look like a finding.
         """
         rate, plain = version.rate(name), self.new.rate(name)
-        same = rate is not None and plain is not None and rate.value == plain.value
-        return plain if same and name in ("accuracy_old", "score_old") else rate
+        if name not in ("accuracy_old", "score_old") or not rate or not plain:
+            return rate
+        if rate.value is None or plain.value is None:
+            return rate
+        return plain if math.isclose(rate.value, plain.value, rel_tol=1e-9) else rate
 
     def change(self, version: Version) -> float | None:
         """The version's NFR relative to the plain update's, minus one; None (undefined) when that is zero."""

@@ -30,6 +30,8 @@ from uphold.tasks.base import (
 
 _SHARES: dict[Split, float] = {"train": 0.6, "validation": 0.1, "test": 0.3}
 MOST_OPTIONS = 64
+# What the datasets' verifiers raise on an answer that is not of the expected form: such an answer is wrong.
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,11 @@ def generated_task(dataset: str, config: GeneratedConfig = GeneratedConfig(), na
         raise unknown_name("reasoning-gym dataset", dataset, names, "'uphold tasks' lists them.")
     sizes = config.sizes()
     instances, verify, dropped = _generate(dataset, config, sum(sizes.values()))
+    notes = [f"{dropped} duplicate questions were generated and left out"] if dropped else []
     if config.kind == "choice":
         instances = _with_options(dataset, instances)
+    elif cut := sum(any(stop in instance.target for stop in config.stop) for instance in instances):
+        notes.append(f"{cut} of {len(instances)} gold answers hold a stop string, so no model can give them: set stop")
     return FixedTask(
         name=name or f"rg:{dataset}",
         kind=config.kind,
@@ -95,7 +100,7 @@ def generated_task(dataset: str, config: GeneratedConfig = GeneratedConfig(), na
         score_function=scorers.choice if config.kind == "choice" else verify,
         delimiter=config.delimiter,
         decoding=Decoding(config.max_new_tokens, tuple(config.stop), config.temperature),
-        notes=(f"{dropped} duplicate questions were generated and left out",) if dropped else (),
+        notes=tuple(notes),
     )
 
 
@@ -104,6 +109,10 @@ def _generate(dataset: str, config: GeneratedConfig, total: int) -> tuple[list[I
 
     if total < 1:
         raise UsageError(f"rg:{dataset}: asked for {total} instances; give size, train, validation or test")
+    try:
+        re.compile(config.pattern)
+    except re.error as error:
+        raise UsageError(f"rg:{dataset}: the pattern {config.pattern!r} is no regular expression ({error})") from error
     drawn = total
     for _ in range(4):
         try:
@@ -121,8 +130,11 @@ def _generate(dataset: str, config: GeneratedConfig, total: int) -> tuple[list[I
         )
 
     def verify(instance: Instance, output: str) -> Score:
-        answer = " ".join(output.split())
-        value = float(source.score_answer(answer=answer, entry=dict(instance.extra)))
+        answer = output.strip()
+        try:
+            value = float(source.score_answer(answer=answer, entry=dict(instance.extra)))
+        except _UNREADABLE:
+            value = 0.0
         return Score(answer, value >= 1.0, min(1.0, max(0.0, value)))
 
     return instances[:total], verify, dropped

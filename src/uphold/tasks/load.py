@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from uphold.core.errors import UsageError, unknown_name
 from uphold.tasks.base import FixedTask, Task
 from uphold.tasks.generated import GeneratedConfig, dataset_names, generated_task
 from uphold.tasks.humaneval import humaneval_task
-from uphold.tasks.text_files import load_task_file
+from uphold.tasks.text_files import load_task_file, validation_message
 
 GENERATED = "rg:"
 
@@ -73,7 +74,10 @@ def _options(task: str, text: str) -> dict[str, Any]:
         key, separator, value = part.partition("=")
         if not separator:
             raise UsageError(f"task '{task}': expected option=value, found '{part}'")
-        options[key.strip()] = yaml.safe_load(value)
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise UsageError(f"task '{task}': the value of '{part}' cannot be read; quote it") from error
     return options
 
 
@@ -83,9 +87,12 @@ def _generated_config(task: str, options: Mapping[str, Any]) -> GeneratedConfig:
     dataset = {key: value for key, value in options.items() if key not in own}
     if values.get("kind", "generate") not in ("generate", "choice"):
         raise unknown_name(f"kind in task '{task}'", str(values["kind"]), ("generate", "choice"))
-    for key in ("size", "train", "validation", "test", "seed", "max_new_tokens"):
-        if key in values and (not isinstance(values[key], int) or values[key] < 0):
-            raise UsageError(f"task '{task}': {key} must be a whole number of at least 0, not {values[key]!r}")
-    if "stop" in values:
-        values["stop"] = tuple(values["stop"])
-    return GeneratedConfig(**values, dataset=dataset)
+    for key in ("size", "train", "validation", "test", "seed"):
+        if isinstance(values.get(key, 0), int) and values.get(key, 0) < 0:
+            raise UsageError(f"task '{task}': {key} must be a whole number of at least 0, not {values[key]}")
+    if isinstance(values.get("stop"), str):
+        values["stop"] = (values["stop"],)
+    try:
+        return TypeAdapter(GeneratedConfig).validate_python({**values, "dataset": dataset})
+    except ValidationError as error:
+        raise UsageError(f"task '{task}': {validation_message(error)}") from error

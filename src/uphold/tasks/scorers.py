@@ -72,8 +72,10 @@ def _judged(answer: str, correct: bool) -> Score:
 
 
 def _last_number(text: str) -> str:
+    """The last number without separators and without zeros behind the decimals: `1,080.50` is `1080.5`."""
     found = _NUMBER.findall(text)
-    return found[-1].replace(",", "").removesuffix(".") if found else ""
+    number = found[-1].replace(",", "") if found else ""
+    return number.rstrip("0").removesuffix(".") if "." in number else number
 
 
 def _rouge(metric: str, instance: Instance, output: str) -> Score:

@@ -22,11 +22,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from uphold.core.errors import CorruptError, DataError, EmptyError
 from uphold.tasks import scorers
@@ -56,6 +57,12 @@ class SplitShares(_Strict):
     test: float = Field(default=0.2, ge=0, le=1)
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> SplitShares:
+        if self.validation + self.test > 1:
+            raise ValueError(f"validation {self.validation} and test {self.test} are more than the whole")
+        return self
+
 
 class TaskFile(_Strict):
     """The schema of a task file."""
@@ -83,7 +90,7 @@ def read_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read the task file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -161,6 +168,8 @@ def _instance(spec: TaskFile, row: Row, where: str) -> Instance:
         listed = spec.options if isinstance(spec.options, list) else _field(row, str(spec.options), where)
         if isinstance(listed, str):
             listed = [part.strip() for part in listed.split("|")]
+        if not isinstance(listed, list):
+            raise DataError(f"{where}: the options must be a list or a text with |, found {listed!r}")
         options = tuple(str(option) for option in listed)
         if len(set(options)) != len(options) or len(options) < 2:
             raise DataError(f"{where}: a choice needs at least two different options, found {list(options)}")
@@ -177,10 +186,10 @@ def _instance(spec: TaskFile, row: Row, where: str) -> Instance:
 
 def _option_at(target: str, options: tuple[str, ...], where: str) -> str:
     index = -1
-    if target.isdigit():
+    if target.isdecimal():
         index = int(target)
-    elif len(target) == 1 and target.isalpha():
-        index = ord(target.upper()) - ord("A")
+    elif len(target) == 1:
+        index = ascii_uppercase.find(target.upper())
     if 0 <= index < len(options):
         return options[index]
     raise DataError(f"{where}: the target {target!r} is neither an option of {list(options)} nor its index or letter")

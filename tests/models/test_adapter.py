@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from uphold.models.adapter import adapted, base_name, fresh_adapter, is_adapted, save_adapter, trainable_copy
+from uphold.models.fingerprint import module_fingerprint
+from uphold.models.load import fingerprint_of, load
+
+
+def test_a_fresh_adapter_computes_what_the_base_computes(model_v1: Path) -> None:
+    base = load(model_v1)
+    ids = base.tokenizer("what is 1+1?", return_tensors="pt")["input_ids"]
+    model = fresh_adapter(base, 4, 8, 0.0, seed=0)
+    assert torch.equal(model(ids).logits, base.model(ids).logits)
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert trained
+    assert all("lora_" in name and "lm_head" not in name for name in trained)
+
+
+def test_fresh_weights_follow_their_seed_and_leave_the_global_generator_alone(model_v1: Path) -> None:
+    base = load(model_v1)
+    state = torch.random.get_rng_state()
+    hashes = [module_fingerprint(fresh_adapter(base, 4, 8, 0.0, seed), "x")["weights"] for seed in (0, 0, 1)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_saved_adapter_is_an_ordinary_peft_folder(model_v1: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = load(model_v1)
+    model = fresh_adapter(base, 4, 8, 0.0, seed=0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.fill_(0.01)
+    folder = save_adapter(model, base, tmp_path / "adapter", "# card\n", {"task": "t"})
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "uphold.json",
+    ]
+    assert json.loads((folder / "uphold.json").read_text())["base_weights"] == base.fingerprint["weights"]
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_v1, dtype=torch.float32), folder)
+    ids = base.tokenizer("abc", return_tensors="pt")["input_ids"]
+    assert torch.equal(plain(ids).logits, model(ids).logits)
+    saved = adapted(model, base, folder, f"{model_v1}+{folder}")
+    assert fingerprint_of(saved) == fingerprint_of(f"{model_v1}+{folder}")
+    assert base_name(load(f"{model_v1}+{folder}")) == str(model_v1)
+
+
+def test_a_trainable_copy_leaves_the_original_alone(model_v1: Path, tmp_path: Path) -> None:
+    base = load(model_v1)
+    folder = save_adapter(fresh_adapter(base, 4, 8, 0.0, 0), base, tmp_path / "adapter", "", {})
+    frozen = load(f"{model_v1}+{folder}")
+    before = module_fingerprint(frozen.model, "x")["weights"]
+    student = trainable_copy(frozen, 99, 99, 0.0, 0)
+    assert {value.shape[0] for name, value in student.named_parameters() if "lora_A" in name} == {4}
+    assert all(value.requires_grad == ("lora_" in name) for name, value in student.named_parameters())
+    with torch.no_grad():
+        for value in student.parameters():
+            value.add_(1)
+    assert module_fingerprint(frozen.model, "x")["weights"] == before
+    assert not any(value.requires_grad for value in frozen.model.parameters())
+
+
+def test_a_model_without_adapter_gets_a_fresh_one(model_v1: Path) -> None:
+    base = load(model_v1)
+    assert not is_adapted(base)
+    assert hasattr(trainable_copy(base, 2, 4, 0.0, 0), "peft_config")
+    assert not is_adapted(base)
