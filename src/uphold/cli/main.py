@@ -10,7 +10,9 @@ import typer
 
 from uphold.cli import adapt, compare, demo, lists, repair, report
 from uphold.cli.console import say
+from uphold.cli.options import with_config_options
 from uphold.core.errors import UpholdError
+from uphold.repair.adapt import AdaptConfig
 
 app = typer.Typer(
     name="uphold",
@@ -20,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(compare.compare)
-app.command()(adapt.adapt)
+app.command()(with_config_options(adapt.adapt, AdaptConfig))
 app.add_typer(repair.app, name="repair")
 app.command()(report.report)
 app.command()(demo.demo)

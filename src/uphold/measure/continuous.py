@@ -50,7 +50,8 @@ def continuous(pairs: Pairs, *, draws: int = 1000, level: float = 0.95, seed: in
 
     With D_i = S(new_i) - S(old_i): NFR = mean(D < 0), PFR = mean(D > 0), ties count in neither;
     M_g = mean of D where D > 0, M_r = mean of |D| where D < 0, undefined where there is no such instance
-    (MUSCLE, section 3). Then mean(D) = PFR · M_g - NFR · M_r.
+    (MUSCLE, section 3). Then mean(D) = PFR · M_g - NFR · M_r. Where no draw differs from another, the interval of
+    NFR and PFR is the exact binomial one instead of a single point.
 
     Returns:
         One `Rate` per definition; an empty list when every score is exactly right or wrong, where these numbers
@@ -68,6 +69,9 @@ def continuous(pairs: Pairs, *, draws: int = 1000, level: float = 0.95, seed: in
         if np.isnan(value):
             rates.append(Rate(name, label, None, unit=unit, better=better))
             continue
-        low, high = stats.percentile_interval(resampled[:, column], level) or (None, None)
+        interval = stats.percentile_interval(resampled[:, column], level)
+        if interval is not None and interval.low == interval.high and unit == "share":
+            interval = stats.proportion_interval(round(value * len(pairs)), len(pairs), level)
+        low, high = interval or (None, None)
         rates.append(Rate(name, label, value, low, high, None, unit, better))
     return rates

@@ -144,13 +144,18 @@ def _load_base(files: ModelFiles) -> tuple[Any, Any]:
         )
     except SafetensorError as error:
         raise CorruptError(f"the weights of '{files.name}' cannot be read ({error}); copy them again") from error
-    except Exception as error:  # noqa: BLE001  tokenizers raises bare Exception for a file that does not fit
+    except Exception as error:
         raise ModelError(f"'{files.name}' cannot be loaded: {_first_line(error)}") from error
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
         raise ModelError(
             f"'{files.name}' lacks {len(missing)} weights, the first is {missing[0]}: they would be random numbers"
         )
+    if files.is_gguf:
+        # transformers has turned every weight into a float, but goes on calling the model quantised and then
+        # refuses to save it.
+        model.hf_quantizer, model.is_quantized = None, False
+        del model.config.quantization_config
     return model.to(device), tokenizer
 
 

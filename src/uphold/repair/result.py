@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uphold.core.errors import DataError
 from uphold.core.runs import load_run
 from uphold.core.storage import read_json, write_json
-from uphold.measure.comparison import Comparison, compare_runs, load_comparison
-from uphold.measure.rates import format_value
+
+if TYPE_CHECKING:
+    from uphold.measure.comparison import Comparison
 
 FILE = "repair.json"
 REPAIRED = "repaired"
@@ -109,6 +110,8 @@ class Repair:
 
     def table(self) -> list[tuple[str, str, str, str, str]]:
         """Rows (model, accuracy or score, NFR, NFR against the plain update, NFR^mc), the header first."""
+        from uphold.measure.rates import format_value
+
         continuous = self.before.matrix is None
         accuracy, nfr = ("score_new", "nfr_score") if continuous else ("accuracy_new", "nfr")
         plain = self.before[nfr].value
@@ -141,6 +144,8 @@ def load_repair(folder: Path) -> Repair:
         DataError: there is none.
         CorruptError: its file or one of its runs does not hold what was written.
     """
+    from uphold.measure.comparison import compare_runs, load_comparison
+
     if not (folder / FILE).is_file():
         raise DataError(f"no repair in {folder}: expected {FILE}; 'uphold repair METHOD OLD NEW' makes one")
     saved = read_json(folder / FILE)

@@ -10,8 +10,6 @@ from uphold.core.errors import UsageError
 from uphold.core.progress import Progress
 from uphold.core.records import Record
 from uphold.core.runs import RunStore
-from uphold.measure.continuous import TIE
-from uphold.measure.evaluate import Batching, answer, evaluate
 from uphold.models.encode import Encoded, collate, encode_answers
 from uphold.models.load import Loaded
 from uphold.models.train import Objective, Schedule, selected_tokens
@@ -63,6 +61,9 @@ class Validation:
 
     def measure(self, model: Any) -> dict[str, float]:
         """`accuracy` (mean score); `nfr` where there is an old model; `loss` where epochs are chosen by it."""
+        from uphold.measure.continuous import TIE
+        from uphold.measure.evaluate import Batching, answer
+
         loaded = self.tokenizer_of._replace(model=model)
         records = answer(loaded, self.task, self._instances, Batching().size)
         values = {"accuracy": mean_score(records)}
@@ -101,5 +102,7 @@ def validation_scores(
     loaded: Loaded, task: Task, store: RunStore | None, progress: Progress, what: str
 ) -> dict[str, float]:
     """A model's scores on the validation split, by instance id; 0 where an answer could not be scored."""
+    from uphold.measure.evaluate import evaluate
+
     run = evaluate(loaded, task, split="validation", store=store, progress=progress, what=what)
     return {record.id: record.score or 0.0 for record in run.records()}

@@ -43,8 +43,7 @@ def load_task(task: str | Path | Task) -> Task:
         return _builtin(text)
     if text.endswith((".yaml", ".yml")):
         return load_task_file(Path(text))
-    known = [*task_names(), *dataset_names()]
-    raise unknown_name("task", text, known, "A file's name ends in .yaml; 'uphold tasks' lists the others.")
+    raise unknown_name("task", text, task_names(), "A file's name ends in .yaml; 'uphold tasks' lists the others.")
 
 
 def builtin_names() -> list[str]:

@@ -63,7 +63,7 @@ def scorer(name: str) -> tuple[str, ScoreFunction]:
     """
     full = name if "." in name else f"{name}.v1"
     if full not in SCORERS:
-        raise unknown_name("scorer", name, SCORERS)
+        raise unknown_name("scorer", full, SCORERS)
     return full, SCORERS[full]
 
 

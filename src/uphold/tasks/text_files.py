@@ -30,6 +30,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from uphold.core.errors import CorruptError, DataError, EmptyError
+from uphold.core.hashing import canonical_json
 from uphold.tasks import scorers
 from uphold.tasks.base import Decoding, FixedTask, Instance, Split, divide, without_duplicates
 
@@ -157,7 +158,12 @@ def _instances(spec: TaskFile, data: Path) -> Iterator[Instance]:
     empty = True
     for where, row in read_rows(data):
         empty = False
-        yield _instance(spec, row, where)
+        instance = _instance(spec, row, where)
+        try:
+            canonical_json([instance.prompt, instance.target, instance.options]).encode()
+        except UnicodeEncodeError as error:
+            raise CorruptError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is not text") from error
+        yield instance
     if empty:
         raise EmptyError(f"{data} has no rows: there is nothing to ask")
 

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from uphold.core.errors import DataError, UsageError
+from uphold.repair import AdaptConfig, MuscleConfig
+from uphold.repair.recipe import configure, recipe_for, recipe_names
+from uphold.tasks.load import load_task
+
+
+def test_the_papers_numbers() -> None:
+    """Table 8 of the paper."""
+    for config in (configure(AdaptConfig(), "adapt", "paper"), configure(MuscleConfig(), "muscle", "paper")):
+        assert (config.rank, config.alpha, config.dropout) == (128, 256, 0.0)
+        assert (config.learning_rate, config.warmup_steps, config.weight_decay, config.epochs) == (1e-4, 500, 0.0, 10)
+        assert config.tokens == "all"
+    assert configure(MuscleConfig(), "muscle", "paper").temperature == 2.0
+    assert configure(MuscleConfig(), "muscle", "paper").mask == "student-wrong"
+
+
+def test_every_shipped_recipe_fits_its_configs() -> None:
+    for name in recipe_names():
+        assert configure(AdaptConfig(), "adapt", name).epochs > 0
+        assert configure(MuscleConfig(), "muscle", name).epochs > 0
+
+
+def test_a_task_with_a_recipe_of_its_own_uses_it(task_file: Path) -> None:
+    assert recipe_for(load_task("demo")) == "demo"
+    assert recipe_for(load_task(task_file)) == "paper"
+
+
+def test_overrides_win_and_none_is_not_given() -> None:
+    config = configure(AdaptConfig(), "adapt", "paper", {"rank": 4, "epochs": None})
+    assert (config.rank, config.epochs) == (4, 10)
+
+
+def test_a_recipe_file_and_what_can_be_wrong_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("adapt: {rank: 8}\n")
+    assert configure(AdaptConfig(), "adapt", path).rank == 8
+    assert configure(MuscleConfig(), "muscle", path) == MuscleConfig()
+    path.write_text("adapt: {rnak: 8}\n")
+    with pytest.raises(UsageError, match="did you mean 'rank'"):
+        configure(AdaptConfig(), "adapt", path)
+    path.write_text("adapt: {rank: many}\n")
+    with pytest.raises(DataError, match="rank: input should be a valid integer"):
+        configure(AdaptConfig(), "adapt", path)
+    path.write_text("- a list\n")
+    with pytest.raises(UsageError, match="must be a mapping"):
+        configure(AdaptConfig(), "adapt", path)
+    with pytest.raises(UsageError, match="did you mean 'paper'"):
+        configure(AdaptConfig(), "adapt", "papr")
+    with pytest.raises(DataError, match="cannot read"):
+        configure(AdaptConfig(), "adapt", tmp_path / "none.yaml")
