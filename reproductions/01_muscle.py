@@ -1,5 +1,4 @@
-"""MUSCLE (arXiv:2407.09435) on the embedded pair: negative flips of the plain update, of MUSCLE under every mask,
-and of both controls, over several seeds.
+"""MUSCLE (arXiv:2407.09435) on the embedded pair: the plain update, every mask, both controls, several seeds.
 
     python reproductions/01_muscle.py [--seeds 0 1 2]
 
@@ -153,12 +152,14 @@ def main() -> None:
     for seed in options.seeds:
         arms = run_seed(seed, WORK / NAME / f"seed-{seed}")
         seeds.append(arms)
-        print(f"seed {seed} ({time.monotonic() - started:.0f} s): accuracy old {value(arms[PLAIN], 'accuracy_old'):.2%}")
+        print(
+            f"seed {seed} ({time.monotonic() - started:.0f} s): accuracy old {value(arms[PLAIN], 'accuracy_old'):.2%}"
+        )
         for arm, comparison in arms.items():
-            print(f"  {arm:<28}" + "  ".join(str(comparison[rate]).replace(" new", "") for rate in RATES[:3]), flush=True)
-    figures = {
-        arm: {rate: [round(value(arms[arm], rate), 5) for arms in seeds] for rate in RATES} for arm in seeds[0]
-    }
+            print(
+                f"  {arm:<28}" + "  ".join(str(comparison[rate]).replace(" new", "") for rate in RATES[:3]), flush=True
+            )
+    figures = {arm: {rate: [round(value(arms[arm], rate), 5) for arms in seeds] for rate in RATES} for arm in seeds[0]}
     print(f"\n{'mean over seeds, %':<28}{'accuracy':>9}{'NFR':>8}{'vs plain':>10}{'NFR^mc':>8}{'rel. NFR':>10}")
     plain = sum(figures[PLAIN]["nfr"])
     for arm, rates in figures.items():

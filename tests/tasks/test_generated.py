@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from uphold.core.errors import DataError, UsageError
 from uphold.tasks.base import SPLITS, split_sizes
 from uphold.tasks.generated import GeneratedConfig, dataset_names, generated_task
+from uphold.tasks.load import load_task
 
 
 def chain_sum(**options: Any) -> Any:
@@ -60,7 +62,7 @@ def test_more_questions_than_there_are_is_an_error() -> None:
 def test_options_reach_the_dataset() -> None:
     task = chain_sum(size=20, dataset={"min_terms": 3, "max_terms": 3})
 
-    assert {instance.tags["num_terms"] for instance in task.instances("train")} == {"3"}
+    assert {instance.extra["metadata"]["num_terms"] for instance in task.instances("train")} == {3}
     assert all(prompt.count("+") + prompt.count(" - ") == 2 for prompt in prompts(task, "train"))
 
 
@@ -166,3 +168,25 @@ def test_options_that_cannot_work_are_one_line(options: dict[str, Any], message:
 def test_a_dataset_without_gold_answers_is_refused() -> None:
     with pytest.raises(UsageError, match="rg:graph_color has no single gold answer"):
         generated_task("graph_color", GeneratedConfig(size=5))
+
+
+def test_a_pattern_picks_the_prompt_out_of_the_question_and_compact_drops_its_white_space() -> None:
+    config = GeneratedConfig(size=10, pattern=r"problem: (.*) =", prompt="{1}>", compact=True, delimiter="")
+    for instance in generated_task("chain_sum", config).instances("test"):
+        assert re.fullmatch(r"[-\d+]+>", instance.prompt)
+
+
+def test_few_answers_become_slices_and_constant_tags_do_not() -> None:
+    config = GeneratedConfig(size=60, dataset={"min_terms": 3, "max_terms": 3})
+    assert not any(
+        {"num_terms", "answer"} & one.tags.keys() for one in generated_task("chain_sum", config).instances("test")
+    )
+    judged = generated_task("syllogism", GeneratedConfig(size=60)).instances("test")
+    assert all(instance.tags["answer"] == instance.target for instance in judged)
+
+
+def test_the_demo_task_is_what_its_file_says() -> None:
+    task = load_task("demo")
+    assert [len(task.instances(split)) for split in SPLITS] == [4000, 1000, 2000]
+    assert {len(instance.prompt) for split in SPLITS for instance in task.instances(split)} == {18}
+    assert len({instance.target for instance in task.instances("test")}) == 11

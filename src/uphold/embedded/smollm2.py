@@ -78,7 +78,7 @@ def round_to_4_bits(weight: torch.Tensor, group: int = GROUP) -> torch.Tensor:
     import torch
 
     parts = []
-    for part in weight.split(group, dim=1):
+    for part in torch.split(weight, group, dim=1):
         scale = part.abs().amax(dim=1, keepdim=True) / 7
         parts.append(torch.where(scale > 0, (part / scale).round() * scale, part))
     return torch.cat(parts, dim=1)

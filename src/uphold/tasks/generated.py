@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from uphold.core.errors import DataError, UsageError, unknown_name
@@ -30,6 +30,7 @@ from uphold.tasks.base import (
 
 _SHARES: dict[Split, float] = {"train": 0.6, "validation": 0.1, "test": 0.3}
 MOST_OPTIONS = 64
+MOST_ANSWER_SLICES = 16
 # What the datasets' verifiers raise on an answer that is not of the expected form: such an answer is wrong.
 _UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
 
@@ -51,6 +52,8 @@ class GeneratedConfig:
     """Regular expression over the question; its groups fill `prompt`."""
     prompt: str = "{question}"
     """Template of the prompt; `{question}`, or `{1}`, `{2}`, … for the groups of `pattern`."""
+    compact: bool = False
+    """Remove white space from what `pattern` finds."""
     delimiter: str = " "
     max_new_tokens: int = 64
     stop: tuple[str, ...] = ("\n",)
@@ -105,8 +108,6 @@ def generated_task(dataset: str, config: GeneratedConfig = GeneratedConfig(), na
 
 
 def _generate(dataset: str, config: GeneratedConfig, total: int) -> tuple[list[Instance], ScoreFunction, int]:
-    import reasoning_gym
-
     if total < 1:
         raise UsageError(f"rg:{dataset}: asked for {total} instances; give size, train, validation or test")
     try:
@@ -115,10 +116,7 @@ def _generate(dataset: str, config: GeneratedConfig, total: int) -> tuple[list[I
         raise UsageError(f"rg:{dataset}: the pattern {config.pattern!r} is no regular expression ({error})") from error
     drawn = total
     for _ in range(4):
-        try:
-            source = reasoning_gym.create_dataset(dataset, size=drawn, seed=config.seed, **config.dataset)
-        except (TypeError, AssertionError, ValueError) as error:
-            raise UsageError(f"rg:{dataset}: {' '.join(str(error).split())}") from error
+        source = _source(dataset, config, drawn, config.seed)
         instances, dropped = without_duplicates(_instance(dataset, entry, config) for entry in source)
         if len(instances) >= total:
             break
@@ -137,7 +135,21 @@ def _generate(dataset: str, config: GeneratedConfig, total: int) -> tuple[list[I
             value = 0.0
         return Score(answer, value >= 1.0, min(1.0, max(0.0, value)))
 
-    return instances[:total], verify, dropped
+    return _with_answer_tag(instances[:total]), verify, dropped
+
+
+def draw_instances(dataset: str, config: GeneratedConfig, size: int, seed: int) -> list[Instance]:
+    """`size` instances in the order in which they were generated, repeats included; `config`'s sizes do not count."""
+    return [_instance(dataset, entry, config) for entry in _source(dataset, config, size, seed)]
+
+
+def _source(dataset: str, config: GeneratedConfig, size: int, seed: int) -> Any:
+    import reasoning_gym
+
+    try:
+        return reasoning_gym.create_dataset(dataset, size=size, seed=seed, **config.dataset)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UsageError(f"rg:{dataset}: {' '.join(str(error).split())}") from error
 
 
 def _instance(dataset: str, entry: Mapping[str, Any], config: GeneratedConfig) -> Instance:
@@ -147,7 +159,8 @@ def _instance(dataset: str, entry: Mapping[str, Any], config: GeneratedConfig) -
         match = re.search(config.pattern, question)
         if match is None:
             raise DataError(f"rg:{dataset}: the pattern {config.pattern!r} does not match {question[:80]!r}")
-        fields |= {str(number): text for number, text in enumerate(match.groups(), start=1)}
+        found = ["".join(text.split()) if config.compact else text for text in match.groups()]
+        fields |= {str(number): text for number, text in enumerate(found, start=1)}
     prompt = re.sub(r"\{(\w+)\}", lambda field: fields.get(field[1], field[0]), config.prompt)
     if entry["answer"] is None:
         raise UsageError(f"rg:{dataset} has no single gold answer to train on; choose another dataset")
@@ -160,6 +173,24 @@ def _tags(entry: Mapping[str, Any], prompt: str) -> dict[str, str]:
         if isinstance(value, int) and key.startswith("num_"):
             tags[key] = str(value)
     return tags
+
+
+def _with_answer_tag(instances: list[Instance]) -> list[Instance]:
+    """Where few answers occur, the answer is a slice of its own; a tag that all instances share is none."""
+    answers = {instance.target for instance in instances}
+    values: dict[str, set[str]] = {}
+    for instance in instances:
+        for key, value in instance.tags.items():
+            values.setdefault(key, set()).add(value)
+    kept = {key for key, seen in values.items() if len(seen) > 1}
+    return [
+        replace(
+            instance,
+            tags={key: value for key, value in instance.tags.items() if key in kept}
+            | ({"answer": instance.target} if 1 < len(answers) <= MOST_ANSWER_SLICES else {}),
+        )
+        for instance in instances
+    ]
 
 
 def _bucket(length: int) -> str:
@@ -175,6 +206,4 @@ def _with_options(dataset: str, instances: list[Instance]) -> list[Instance]:
             f"rg:{dataset} has {len(options)} different answers; kind=choice needs 2 to {MOST_OPTIONS}: "
             "use kind=generate"
         )
-    return [
-        Instance(instance.prompt, instance.target, options, instance.tags, instance.extra) for instance in instances
-    ]
+    return [replace(instance, options=options) for instance in instances]
