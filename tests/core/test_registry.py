@@ -74,7 +74,7 @@ def soup(old, new, task, *, config: SoupConfig | None = None):
 def test_the_methods_of_this_package_are_found() -> None:
     names = {(method.room, method.name) for method in registry.methods()}
 
-    assert {("measure", "flips"), ("measure", "continuous"), ("repair", "muscle")} <= names
+    assert {("measure", "flips"), ("measure", "score-flips"), ("repair", "muscle")} <= names
     muscle = registry.method("repair", "muscle")
     assert muscle.paper == "arXiv:2407.09435"
     assert muscle.summary

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.conftest import LETTERS, save_tiny_model
 
+from tests.conftest import LETTERS, save_tiny_model
 from uphold.core.errors import CorruptError, ModelError, TokenizerMismatchError, UsageError
 from uphold.models.adapter import fresh_adapter, save_adapter
 from uphold.models.load import check_same_tokenizer, fingerprint_of, library_versions, load

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.conftest import write_task
 
+from tests.conftest import write_task
 from uphold import adapt, compare
 from uphold.core.errors import EmptyError, StorageError
 from uphold.models.fingerprint import weights_hash

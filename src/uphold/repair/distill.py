@@ -13,8 +13,8 @@ from pathlib import Path
 from uphold.core.errors import UsageError
 from uphold.core.hashing import sha256_of
 from uphold.core.progress import Progress, silent
-from uphold.core.runs import Run, RunStore
-from uphold.core.storage import writable_folder
+from uphold.core.runs import RunStore
+from uphold.core.storage import writable_folder, write_text
 from uphold.measure.compare import compare
 from uphold.measure.comparison import Comparison, compare_runs
 from uphold.measure.evaluate import evaluate
@@ -82,7 +82,7 @@ def run_repair(
     for spec in arms:
         history, trained = _train_arm(spec, method, frozen_old, frozen_new, task, old_scores, folder, config, progress)
         run = evaluate(trained, task, store=store, progress=progress, what=f"{spec.label} on test")
-        measured.append((spec, history, _against_old(before, run)))
+        measured.append((spec, history, compare_runs(before.old, run, before.again)))
     repair = Repair(
         method=method,
         paper=paper,
@@ -97,7 +97,7 @@ def run_repair(
         notes=(*task.notes, *_notes(measured)),
     )
     repair.save(folder)
-    (folder / "adapter" / "README.md").write_text(repair_card(repair, base_name(frozen_new)), encoding="utf-8")
+    write_text(repair.adapter / "README.md", repair_card(repair, base_name(frozen_new)))
     return repair
 
 
@@ -148,10 +148,6 @@ def _train_arm(
     card = f"# {spec.label}\n\nAdapter for `{base_name(new)}`.\n"
     save_adapter(student, new, place, card, facts)
     return history, adapted(student, new, place, f"{base_name(new)}+{place}")
-
-
-def _against_old(before: Comparison, run: Run) -> Comparison:
-    return compare_runs(before.old, run, before.again)
 
 
 def _notes(measured: Sequence[tuple[ArmSpec, History, Comparison]]) -> list[str]:
