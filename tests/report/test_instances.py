@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from uphold.report.data import gather
-from uphold.report.instances import repair_effect
+from uphold.report.instances import repair_effect, spread_out
 
 Save = Callable[..., Path]
 
@@ -85,3 +85,16 @@ def test_repair_effect(kind: str, after: str, effect: str) -> None:
 
 def test_a_quote_in_the_folder_name_is_only_a_quote(save_comparison: Save) -> None:
     assert gather(save_comparison("it's here")).instances.total == 40
+
+
+def test_equal_points_are_spread_into_discs_by_number() -> None:
+    x, y = np.array([0.0] * 90 + [1.0] * 10), np.array([1.0] * 90 + [0.0] * 10)
+    spread_x, spread_y, spread = spread_out(x, y)
+    assert spread
+    distance = np.hypot(spread_x - x, spread_y - y)
+    assert distance.max() < 0.12
+    assert distance[90:].max() < distance[:90].max() / 2
+    assert len(set(zip(spread_x, spread_y, strict=True))) == 100
+    again = spread_out(np.linspace(0, 1, 50), np.linspace(0, 1, 50))
+    assert not again[2]
+    assert not spread_out(np.array([]), np.array([]))[2]

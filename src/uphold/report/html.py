@@ -236,7 +236,7 @@ def _scatters(data: ReportData) -> dict[str, Any] | None:
                 "beyond": svg.beyond(points, frame),
             }
         )
-    return {"figures": figures, "margins": before.margins}
+    return {"figures": figures, "margins": before.margins, "spread": before.spread}
 
 
 def _training(data: ReportData) -> dict[str, Any] | None:

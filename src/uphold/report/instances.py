@@ -21,6 +21,12 @@ CODES = ("negative", "positive", "both_wrong", "both_right", "tie", "unscored")
 Floats = NDArray[np.float64]
 
 
+MOST_DISCS = 24
+"""Up to so many different points, equal ones are spread into discs."""
+DISC = 0.12
+"""Radius of the largest disc, in units of the score."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What one version said."""
@@ -62,6 +68,8 @@ class Points:
     """Whether the axes are gold-option margins rather than scores."""
     missing: int
     """Scored instances that have no finite value on one of the axes."""
+    spread: bool = False
+    """Whether equal points are spread into discs (see `spread_out`)."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +159,26 @@ def _points(connection: duckdb.DuckDBPyConnection, repaired: bool) -> tuple[Poin
         scored = kind != CODES.index("unscored")
         drawn = scored & np.isfinite(old) & np.isfinite(values)
         missing = int(scored.sum() - drawn.sum())
-        panels.append(Points(old[drawn], values[drawn], kind[drawn].astype(np.int64), margins, missing))
+        x, y, spread = spread_out(old[drawn], values[drawn])
+        panels.append(Points(x, y, kind[drawn].astype(np.int64), margins, missing, spread))
     return panels[0], panels[1] if repaired else None
+
+
+def spread_out(x: Floats, y: Floats) -> tuple[Floats, Floats, bool]:
+    """Spread equal points into discs whose area is their number, where few different points would hide it.
+
+    The k-th of equal points goes to angle k times the golden angle, at a radius that grows with the root of k.
+    """
+    places, place, counts = np.unique(np.stack([x, y]), axis=1, return_inverse=True, return_counts=True)
+    if len(x) == 0 or places.shape[1] > MOST_DISCS or counts.max() == 1:
+        return x, y, False
+    place = place.ravel()
+    order = np.argsort(place, kind="stable")
+    rank = np.empty(len(x))
+    rank[order] = np.arange(len(x)) - np.repeat(np.cumsum(counts) - counts, counts)
+    radius = DISC * np.sqrt(rank / counts.max())
+    angle = rank * np.pi * (3 - np.sqrt(5))
+    return x + radius * np.cos(angle), y + radius * np.sin(angle), True
 
 
 _SCORED = "coalesce(NOT isnan(score_a) AND NOT isnan(score_b), false)"

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from uphold.report.instances import CODES, Points
+from uphold.report.instances import CODES, DISC, Points
 
 _FLIPS = (CODES.index("negative"), CODES.index("positive"))
 FLIP_LIMIT = 10_000
@@ -157,7 +157,8 @@ def frame_over(panels: Sequence[Points]) -> Frame:
     """A frame for all `panels`: the middle 99% of the values with some room, so that one outlier cannot squash it."""
     values = np.concatenate([array for points in panels for array in (points.old, points.new)])
     if not panels[0].margins:
-        return Frame(-0.04, 1.04)
+        room = DISC + 0.02 if any(points.spread for points in panels) else 0.04
+        return Frame(-room, 1 + room)
     if values.size == 0:
         return Frame(-1.0, 1.0)
     low, high = (float(edge) for edge in np.quantile(values, [0.005, 0.995]))
