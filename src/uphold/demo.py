@@ -10,7 +10,7 @@ from uphold.core.errors import unknown_name
 from uphold.core.progress import Progress, silent
 from uphold.core.runs import RunStore
 from uphold.core.storage import writable_folder
-from uphold.embedded.smollm2 import smollm2_gguf, write_updated
+from uphold.embedded.smollm2 import write_updated
 from uphold.repair import AdaptConfig, MuscleConfig, Repair, adapt, muscle
 from uphold.repair.recipe import configure
 from uphold.report import write_report
@@ -31,8 +31,7 @@ def _embedded(folder: Path, progress: Progress) -> tuple[str, str]:
 
 
 def _smollm2(folder: Path, progress: Progress) -> tuple[str, str]:
-    v1 = smollm2_gguf()
-    return str(v1), str(write_updated(v1, folder / "v2", progress))
+    return "embedded:smollm2", str(write_updated("embedded:smollm2", folder / "v2", progress))
 
 
 PRESETS = {"embedded": Preset("demo", _embedded), "smollm2": Preset("smollm2", _smollm2)}

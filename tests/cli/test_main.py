@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,14 +141,24 @@ def test_lists_and_help() -> None:
     assert "T of both softmaxes" in text
 
 
-def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from uphold.cli import main
-
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(main, "app", interrupted)
-    with pytest.raises(SystemExit) as stopped:
-        main.main()
-    assert stopped.value.code == 2
-    assert "type the same command again to go on" in capsys.readouterr().err
+def test_an_interrupt_is_one_line_and_loses_nothing(model_v1: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("adapt: {epochs: 400, learning_rate: 0.001, batch_size: 4, micro_batch: 4, rank: 2, alpha: 2}\n")
+    command = ["adapt", model_v1, "--task", write_task(tmp_path), "--out", tmp_path / "out", "--recipe", recipe]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uphold", *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("training/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        "uphold: interrupted; what was finished is kept: type the same command again to go on"
+    )
+    assert "Traceback" not in err
+    [saved] = (tmp_path / "out").glob("training/step-*")
+    recipe.write_text(recipe.read_text().replace("epochs: 400", "epochs: 400, select: last"))
+    assert_refused(uphold(*command), "holds another training")
+    assert saved.is_dir()

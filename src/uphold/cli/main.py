@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -59,14 +60,23 @@ def _quieten_libraries() -> None:
         warnings.simplefilter("ignore")
 
 
+class _InterruptedError(BaseException):
+    """Ctrl-C. Not a KeyboardInterrupt, which the command-line library would answer itself, with exit code 1."""
+
+
+def _interrupt(signal_number: int, frame: object) -> None:
+    raise _InterruptedError
+
+
 def main() -> None:
     """Run the command line; deliberate errors become one line on stderr and an exit code."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except UpholdError as error:
         say(f"uphold: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except _InterruptedError:
         say("uphold: interrupted; what was finished is kept: type the same command again to go on")
         sys.exit(2)
     except BrokenPipeError:

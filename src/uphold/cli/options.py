@@ -31,6 +31,22 @@ def field_docs(config: type) -> Mapping[str, str]:
     return docs
 
 
+def configured(
+    default: Any, section: str, task: str, recipe: str | None, overrides: Mapping[str, Any], quiet: bool
+) -> tuple[Any, Any]:
+    """The task that was typed, and `default` with its recipe's values and the given options; says which recipe."""
+    from uphold.cli.console import say
+    from uphold.repair.recipe import configure, recipe_for
+    from uphold.tasks.load import load_task
+
+    chosen = load_task(task)
+    name = recipe or recipe_for(chosen)
+    config = configure(default, section, name, dict(overrides))
+    if not quiet:
+        say(f"recipe: {name}")
+    return chosen, config
+
+
 def with_config_options(command: Callable[..., None], config: type) -> Callable[..., None]:
     """`command` with one option per field of `config`.
 

@@ -39,7 +39,7 @@ def _group() -> None:
 
 
 def _command(method: Any) -> Any:
-    from uphold.cli.options import with_config_options
+    from uphold.cli.options import configured, with_config_options
 
     def run(
         old: OldModel,
@@ -52,17 +52,12 @@ def _command(method: Any) -> Any:
         overrides: Any = None,
     ) -> None:
         from uphold.cli.console import print_result, progress_to_stderr, say
-        from uphold.repair.recipe import configure, recipe_for
         from uphold.report import write_report
-        from uphold.tasks.load import load_task
 
-        chosen = load_task(task)
-        name = recipe or recipe_for(chosen)
+        chosen: Any = task
         arguments: dict[str, Any] = {}
         if method.config is not None:
-            arguments["config"] = configure(method.config(), method.name, name, overrides)
-            if not quiet:
-                say(f"recipe: {name}")
+            chosen, arguments["config"] = configured(method.config(), method.name, task, recipe, overrides, quiet)
         with progress_to_stderr(quiet) as progress:
             result = method.function(old, new, chosen, out=out, progress=progress, **arguments)
         print_result(str(result), result.to_dict(), as_json)

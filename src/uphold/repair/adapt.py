@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,10 +108,7 @@ def adapt(
     loaded = load(base)
     rows = training_rows(loaded, chosen, "train")
     model = fresh_adapter(loaded, options.rank, options.alpha, options.dropout, options.seed)
-
-    def objective(module: Any, batch: Any) -> Any:
-        return cross_entropy(module, batch, options.tokens)
-
+    objective = partial(cross_entropy, tokens=options.tokens)
     validation = Validation(chosen, loaded, options, objective)
     history = train(
         model,
