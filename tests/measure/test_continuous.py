@@ -139,3 +139,15 @@ def test_the_seed_fixes_the_intervals() -> None:
 
     assert continuous(pairs, seed=1) == continuous(pairs, seed=1)
     assert continuous(pairs, seed=1) != continuous(pairs, seed=2)
+
+
+def test_partial_credit_that_never_changes_says_nothing_new_but_a_noise_floor_shows_its_zeros() -> None:
+    def pairs(old: list[float], new: list[float]) -> Pairs:
+        scores = np.array(old), np.array(new)
+        right = [values == 1.0 for values in scores]
+        return Pairs(right[0], right[1], scores[0] == scores[1], *scores)
+
+    assert continuous(pairs([1.0, 0.0, 0.5], [0.0, 1.0, 0.5])) == []
+    assert continuous(pairs([1.0, 0.0, 0.5], [0.0, 1.0, 0.0])) != []
+    floor = {rate.name: rate.value for rate in continuous(pairs([1.0, 0.5], [1.0, 0.5]))}
+    assert (floor["nfr_score"], floor["pfr_score"], floor["m_r"]) == (0.0, 0.0, None)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -74,3 +77,31 @@ def test_a_model_without_adapter_gets_a_fresh_one(model_v1: Path) -> None:
     assert not is_adapted(base)
     assert hasattr(trainable_copy(base, 2, 4, 0.0, 0), "peft_config")
     assert not is_adapted(base)
+
+
+def test_a_saved_adapter_does_not_depend_on_the_process(model_v1: Path, tmp_path: Path) -> None:
+    """PEFT keeps module names in a set, whose order follows the process's hash seed."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from uphold.models.adapter import fresh_adapter, save_adapter\n"
+        "from uphold.models.fingerprint import files_fingerprint\n"
+        "from uphold.models.load import load\n"
+        "from uphold.models.reference import find_model\n"
+        "base = load(sys.argv[1])\n"
+        "folder = save_adapter(fresh_adapter(base, 4, 8, 0.0, 0), base, Path(sys.argv[2]), 'card', {})\n"
+        "print(files_fingerprint(find_model(f'{sys.argv[1]}+{folder}'))['adapter'])"
+    )
+    hashes, configs = [], []
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(model_v1), str(folder)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        hashes.append(run.stdout.splitlines()[-1])
+        configs.append((folder / "adapter_config.json").read_bytes())
+    assert hashes[0] == hashes[1]
+    assert configs[0] == configs[1]

@@ -44,6 +44,18 @@ def _statistic(rows: Floats) -> Floats:
     )
 
 
+def _says_nothing_new(pairs: Pairs) -> bool:
+    """Whether scores rise and fall exactly where answers turn right and wrong."""
+    if pairs.old_correct is None or pairs.new_correct is None:
+        return False
+    if np.isin([pairs.old_score, pairs.new_score], (0.0, 1.0)).all():
+        return True
+    turned = pairs.new_correct.astype(int) - pairs.old_correct
+    difference = pairs.new_score - pairs.old_score
+    # Two runs without a flip (the noise floor of a task with partial credit) have to show their zeros.
+    return bool(turned.any() and np.array_equal(turned, np.where(np.abs(difference) > TIE, np.sign(difference), 0)))
+
+
 @measure("score-flips", paper="arXiv:2407.09435")
 def continuous(pairs: Pairs, *, draws: int = 1000, level: float = 0.95, seed: int = 0) -> list[Rate]:
     """Flip rates and magnitudes of continuous scores, with paired bootstrap intervals.
@@ -58,11 +70,8 @@ def continuous(pairs: Pairs, *, draws: int = 1000, level: float = 0.95, seed: in
         wrong, where these numbers say nothing that `flips` does not.
     """
     rows = np.stack([pairs.old_score, pairs.new_score], axis=-1)
-    if pairs.old_correct is not None and pairs.new_correct is not None:
-        turned = pairs.new_correct.astype(int) - pairs.old_correct
-        difference = pairs.new_score - pairs.old_score
-        if np.array_equal(turned, np.where(np.abs(difference) > TIE, np.sign(difference), 0)):
-            return []
+    if _says_nothing_new(pairs):
+        return []
     values = _statistic(rows[None])[0]
     resampled = stats.bootstrap_rows(rows, _statistic, draws, seed)
     rates = []

@@ -76,6 +76,8 @@ def save_adapter(model: Any, base: Loaded, folder: Path, card: str, facts: dict[
     """
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_name(base)
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
     with atomic_folder(folder) as temporary:
         # save_embedding_layers=False: PEFT would otherwise ask the hub whether the vocabulary was resized.
         model.save_pretrained(str(temporary), save_embedding_layers=False)

@@ -130,5 +130,10 @@ def _config_hash(path: Path) -> str:
 def _stable(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
-    kept = {key: value for key, value in config.items() if key not in _VOLATILE and not key.startswith("base_model")}
+    kept = {
+        # PEFT writes its sets of module names in an order that changes from process to process.
+        key: sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+        for key, value in config.items()
+        if key not in _VOLATILE and not key.startswith("base_model")
+    }
     return json.loads(json.dumps(kept, default=str, sort_keys=True))
