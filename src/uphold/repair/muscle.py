@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from uphold.core.errors import UsageError, unknown_name
 from uphold.core.progress import Progress, silent
 from uphold.core.registry import repair
+from uphold.models.train import Select
 from uphold.repair.recipe import configure, recipe_for
 from uphold.repair.result import Repair
 from uphold.repair.training import AdapterConfig
@@ -41,6 +42,9 @@ PAPER = "arXiv:2407.09435"
 class MuscleConfig(AdapterConfig):
     """Options of MUSCLE; the defaults are the paper's where it gives them (section 3.2, Table 8)."""
 
+    select: Select = "nfr"
+    """Which epoch is kept, by validation: the one with the lowest NFR among those about as accurate as the start
+    (`nfr`), the most accurate (`accuracy`), the one with the lowest loss (MUSCLE's own, not cross-entropy), or the last."""
     temperature: float = 2.0
     """T of both softmaxes. No factor T² is applied, as in the paper's formula."""
     mask: Mask = "student-wrong"
