@@ -43,8 +43,8 @@ class MuscleConfig(AdapterConfig):
     """Options of MUSCLE; the defaults are the paper's where it gives them (section 3.2, Table 8)."""
 
     select: Select = "nfr"
-    """Which epoch is kept, by validation: the one with the lowest NFR among those about as accurate as the start
-    (`nfr`), the most accurate (`accuracy`), the one with the lowest loss (MUSCLE's own, not cross-entropy), or the last."""
+    """Which epoch is kept, by validation: the one with the lowest NFR among those about as accurate as the start, the
+    most accurate, the one with the lowest loss (MUSCLE's own, not cross-entropy), or the last."""
     temperature: float = 2.0
     """T of both softmaxes. No factor T² is applied, as in the paper's formula."""
     mask: Mask = "student-wrong"
