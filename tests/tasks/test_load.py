@@ -25,7 +25,7 @@ def test_a_generated_task_takes_options() -> None:
 
     assert task.name.startswith("rg:chain_sum:train=6")
     assert split_sizes(task) == {"train": 6, "validation": 0, "test": 4}
-    assert {instance.tags["num_terms"] for instance in task.instances("test")} == {"3"}
+    assert {instance.extra["metadata"]["num_terms"] for instance in task.instances("test")} == {3}
     assert task.decoding.max_new_tokens == 9
     assert task.scorer == "reasoning_gym.v1"
 
