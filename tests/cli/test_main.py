@@ -77,15 +77,6 @@ def test_json_on_stdout_is_for_programs(two_runs: tuple[Path, Path]) -> None:
     assert {rate["name"]: rate["value"] for rate in values["rates"]}["nfr"] == 0.1
 
 
-def test_compare_saves_what_report_reads(two_runs: tuple[Path, Path], tmp_path: Path) -> None:
-    run = uphold("compare", *two_runs, "--out", tmp_path / "out")
-    assert f"report: {tmp_path / 'out' / 'report.html'}" in run.stderr
-    elsewhere = uphold("report", tmp_path / "out", "--out", tmp_path / "again")
-    assert elsewhere.returncode == 0
-    first, second = (tmp_path / name / "report.html" for name in ("out", "again"))
-    assert first.read_bytes() == second.read_bytes()
-
-
 def test_runs_that_cannot_be_compared(two_runs: tuple[Path, Path], tmp_path: Path) -> None:
     assert_refused(uphold("compare", two_runs[0], two_runs[0]), "one and the same run", code=4)
     make_run(tmp_path / "other", [make_record(1, True, "x")], "other", scorer="exact.v1")
@@ -130,15 +121,6 @@ def test_adapt_compare_repair_report_as_a_user_types_them(model_v1: Path, model_
     assert (tmp_path / "fixed" / "report.html").is_file()
     again = uphold("compare", f"{model_v1}+old", f"{model_v2}+fixed", "--task", task, "--json", cwd=tmp_path)
     assert json.loads(again.stdout)["count"] == 40
-
-
-def test_lists_and_help() -> None:
-    assert "humaneval" in uphold("tasks").stdout
-    assert "repair muscle" in uphold("methods").stdout
-    assert "uphold" in uphold("--version").stdout
-    text = uphold("repair", "muscle", "--help", COLUMNS="200").stdout
-    assert "--temperature" in text
-    assert "T of both softmaxes" in text
 
 
 def test_an_interrupt_is_one_line_and_loses_nothing(model_v1: Path, tmp_path: Path) -> None:

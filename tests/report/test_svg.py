@@ -76,7 +76,8 @@ def test_scatter_clamps_what_lies_beyond_the_frame() -> None:
 
 def test_scatter_without_points_is_still_a_drawing() -> None:
     panel = points([], [], [])
-    ElementTree.fromstring(svg.scatter(panel, svg.frame_over([panel]), "old", "new"))
+    drawing = ElementTree.fromstring(svg.scatter(panel, svg.frame_over([panel]), "old", "new"))
+    assert [node.get("class") for node in drawing.iter("path")] == ["diagonal"]
 
 
 def test_curves_mark_the_kept_epoch_once() -> None:
@@ -90,4 +91,4 @@ def test_curves_mark_the_kept_epoch_once() -> None:
 
 def test_every_kind_has_a_marker() -> None:
     for kind in CODES:
-        ElementTree.fromstring(svg.marker(kind))
+        assert list(ElementTree.fromstring(svg.marker(kind)).iter()), kind
