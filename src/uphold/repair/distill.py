@@ -105,7 +105,7 @@ def _check_gain(old: float, new: float, force: bool) -> None:
     if new < old - WORSE_MARGIN and not force:
         raise UsageError(
             f"the new model is worse than the old one on validation ({new:.1%} against {old:.1%}): repairing would "
-            "make it a copy of the old one; improve the update first, or set force to go on"
+            "make it a copy of the old one; improve the update first, or go on with --force (force=True)"
         )
 
 
