@@ -78,10 +78,13 @@ def _compare_models(
 ) -> Comparison:
     from uphold.core.runs import run_key
     from uphold.measure.evaluate import Batching, evaluate, run_fingerprint
+    from uphold.models.load import load
     from uphold.tasks.load import load_task
 
     chosen = load_task(task)
     batches = batching or Batching()
+    # A model in memory is hashed when it is loaded; passing it on as it came would hash it at every use.
+    old, new = (model if isinstance(model, Run | str | Path) else load(model) for model in (old, new))
     if not isinstance(old, Run) and not isinstance(new, Run):
         keys = [run_key(run_fingerprint(model, chosen, split, batches, seed)) for model in (old, new)]
         if keys[0] == keys[1]:

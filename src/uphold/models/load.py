@@ -95,13 +95,6 @@ def load(model: ModelLike) -> Loaded:
     return _from_memory(model)
 
 
-def load_with_adapter(base: ModelLike, adapter: Path) -> Loaded:
-    """A base reference together with the adapter in the folder `adapter`."""
-    if not isinstance(base, str | Path):
-        raise UsageError("an adapter folder goes with a model reference, not with a loaded model")
-    return load(f"{base}+{adapter}")
-
-
 def check_same_tokenizer(old: Loaded, new: Loaded) -> None:
     """Refuse models whose token ids do not mean the same text; an equal vocabulary size is not enough.
 
