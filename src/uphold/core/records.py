@@ -44,9 +44,9 @@ class Record:
 FIELDS = tuple(entry.name for entry in fields(Record))
 
 
-def instance_id(prompt: str, target: str, options: Sequence[str] = ()) -> str:
-    """The content hash (16 hex digits) that pairs an instance across runs."""
-    return sha256_of([prompt, target, list(options)])[:16]
+def instance_id(prompt: str, target: str, options: Sequence[str] = (), *more: Any) -> str:
+    """The content hash (16 hex digits) that pairs an instance across runs; `more` tells apart equal questions."""
+    return sha256_of([prompt, target, list(options), *more])[:16]
 
 
 def schema() -> pa.Schema:

@@ -150,7 +150,7 @@ def _generate(loaded: Loaded, task: Task, instances: Sequence[Instance], batch_s
 
 
 def _record(task: Task, instance: Instance, output: str, tokens: int, logprobs: tuple[float, ...] = ()) -> Record:
-    score = task.score(instance, output)
+    (score,) = task.score_all([instance], [output])
     return Record(
         id=instance.id,
         input=instance.prompt,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -13,6 +14,11 @@ from uphold.core.records import instance_id
 Kind = Literal["choice", "generate"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+Metric = Literal["acc", "acc_norm", "acc_bytes", "acc_tokens", "acc_mutual_info", "exact_match"]
+"""How a `choice` task picks an option, named as lm-evaluation-harness names it: by summed log-likelihood (`acc`), divided
+by the option's characters (`acc_norm`), its UTF-8 bytes (`acc_bytes`) or its tokens (`acc_tokens`, ours), less its
+log-likelihood without the prompt (`acc_mutual_info`), or the first option that greedy decoding would write
+(`exact_match`; no option at all counts as an empty output)."""
 
 
 class Score(NamedTuple):
@@ -38,11 +44,16 @@ class Instance:
     """Named properties to slice by."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What the scorer needs beyond the target; not stored with records."""
+    requests: tuple[tuple[str, str], ...] = ()
+    """Context and continuation of each option, where they are not the prompt and delimiter + option."""
+    repeat: int = 0
+    """Which repetition this is of a question that is asked several times, for sampled answers."""
 
     @property
     def id(self) -> str:
         """Content hash, equal in every run that asks this question."""
-        return instance_id(self.prompt, self.target, self.options)
+        more = ([list(map(list, self.requests)), self.repeat],) if self.requests or self.repeat else ()
+        return instance_id(self.prompt, self.target, self.options, *more)
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,11 @@ class Task(Protocol):
         ...
 
     @property
+    def metric(self) -> Metric:
+        """How the option of a `choice` task is picked."""
+        ...
+
+    @property
     def decoding(self) -> Decoding:
         """How `generate` answers are decoded."""
         ...
@@ -101,8 +117,8 @@ class Task(Protocol):
         """The instances of one split; the three splits share none."""
         ...
 
-    def score(self, instance: Instance, output: str) -> Score:
-        """Score one output."""
+    def score_all(self, instances: Sequence[Instance], outputs: Sequence[str]) -> list[Score]:
+        """Score one output for each instance."""
         ...
 
 
@@ -126,6 +142,9 @@ class FixedTask:
     delimiter: str = " "
     decoding: Decoding = Decoding()
     notes: tuple[str, ...] = ()
+    metric: Metric = "acc"
+    scoring_threads: int = 1
+    """How many outputs are scored at once; more than one where a score is waited for, as for a sandboxed program."""
 
     def __post_init__(self) -> None:
         seen: dict[str, Split] = {}
@@ -147,6 +166,13 @@ class FixedTask:
     def score(self, instance: Instance, output: str) -> Score:
         """Score one output."""
         return self.score_function(instance, output)
+
+    def score_all(self, instances: Sequence[Instance], outputs: Sequence[str]) -> list[Score]:
+        """Score one output for each instance, in their order."""
+        if self.scoring_threads == 1:
+            return list(map(self.score_function, instances, outputs))
+        with ThreadPoolExecutor(self.scoring_threads) as threads:
+            return list(threads.map(self.score_function, instances, outputs))
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split} {len(self.instances(split))}" for split in SPLITS)
@@ -182,6 +208,8 @@ def task_fingerprint(task: Task, split: Split) -> dict[str, Any]:
         "scorer": task.scorer,
         "delimiter": task.delimiter,
     }
+    if task.kind == "choice":
+        fingerprint["metric"] = task.metric
     if task.kind == "generate":
         fingerprint["decoding"] = asdict(task.decoding)
     return fingerprint
