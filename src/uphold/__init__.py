@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from uphold.core.runs import write_run as write_run
     from uphold.measure.compare import compare as compare
     from uphold.measure.comparison import load_comparison as load_comparison
+    from uphold.measure.evaluate import evaluate as evaluate
+    from uphold.measure.pass_at_k import pass_at_k as pass_at_k
     from uphold.models.load import load as load
     from uphold.repair.adapt import adapt as adapt
     from uphold.repair.result import load_repair as load_repair
@@ -34,6 +36,8 @@ _HOMES = {
     "write_run": "uphold.core.runs",
     "compare": "uphold.measure.compare",
     "load_comparison": "uphold.measure.comparison",
+    "evaluate": "uphold.measure.evaluate",
+    "pass_at_k": "uphold.measure.pass_at_k",
     "load": "uphold.models.load",
     "adapt": "uphold.repair.adapt",
     "load_repair": "uphold.repair.result",

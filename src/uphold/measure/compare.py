@@ -11,7 +11,9 @@ from uphold.core.runs import Run, RunStore, is_run, load_run
 from uphold.measure.comparison import Comparison, compare_runs
 
 if TYPE_CHECKING:
-    from uphold.measure.evaluate import Batching
+    from uphold.measure.evaluate import Tally
+    from uphold.measure.executors import Executor
+    from uphold.measure.jobs import Batching, Job
     from uphold.tasks.base import Split, Task
 
 
@@ -25,7 +27,9 @@ def compare(
     batching: Batching | None = None,
     noise_floor: bool = True,
     seed: int = 0,
+    executor: Executor | None = None,
     progress: Progress = silent,
+    tally: Tally | None = None,
 ) -> Comparison:
     """Measure what an update broke.
 
@@ -39,7 +43,9 @@ def compare(
         noise_floor: evaluate the old model once more, in other batches (and with another seed where decoding
             samples), to see how many flips a model has against itself.
         seed: of sampled decoding.
+        executor: who evaluates; this process by default (`uphold.measure.executors`).
         progress: called while models are evaluated.
+        tally: where instances, tokens and time are added up.
 
     Raises:
         UsageError: a model without a task, or a name that does not exist.
@@ -52,9 +58,27 @@ def compare(
             missing = old if stored_old is None else new
             raise UsageError(f"'{missing}' is no stored run: give --task, so that it can be evaluated as a model")
         return compare_runs(stored_old, stored_new)
-    return _compare_models(
-        stored_old or old, stored_new or new, task, split, store, batching, noise_floor, seed, progress
+    from uphold.measure.evaluate import evaluate_all
+    from uphold.measure.executors import LocalExecutor
+
+    work = executor or LocalExecutor()
+    jobs = comparison_jobs(
+        stored_old or old,
+        stored_new or new,
+        task,
+        split=split,
+        batching=batching,
+        noise_floor=noise_floor,
+        seed=seed,
+        executor=work,
+        progress=progress,
     )
+    made = evaluate_all(list(jobs.values()), store=store, executor=work, progress=progress, tally=tally)
+    runs = dict(zip(jobs, made, strict=True))
+    both = runs.get("old") or stored_old, runs.get("new") or stored_new
+    assert both[0] is not None
+    assert both[1] is not None
+    return compare_runs(both[0], both[1], runs.get("again"))
 
 
 def _stored(what: Any) -> Run | None:
@@ -65,57 +89,44 @@ def _stored(what: Any) -> Run | None:
     return None
 
 
-def _compare_models(
+def comparison_jobs(
     old: Any,
     new: Any,
     task: str | Path | Task,
-    split: Split,
-    store: RunStore | None,
-    batching: Batching | None,
-    noise_floor: bool,
-    seed: int,
-    progress: Progress,
-) -> Comparison:
+    *,
+    split: Split = "test",
+    batching: Batching | None = None,
+    noise_floor: bool = True,
+    seed: int = 0,
+    executor: Executor | None = None,
+    progress: Progress = silent,
+) -> dict[str, Job]:
+    """What has to be evaluated to compare: `old`, `again` (the noise floor) and `new`, as far as they are no runs.
+
+    See `compare` for the arguments and errors.
+    """
     from uphold.core.runs import run_key
-    from uphold.measure.evaluate import Batching, evaluate, run_fingerprint
+    from uphold.measure.jobs import Batching, Job
     from uphold.models.load import load
     from uphold.tasks.load import load_task
 
-    chosen = load_task(task)
-    batches = batching or Batching()
+    chosen, batches = load_task(task, progress), batching or Batching()
+    numerics = executor.numerics() if executor is not None else None
     # A model in memory is hashed when it is loaded; passing it on as it came would hash it at every use.
     old, new = (model if isinstance(model, Run | str | Path) else load(model) for model in (old, new))
-    if not isinstance(old, Run) and not isinstance(new, Run):
-        keys = [run_key(run_fingerprint(model, chosen, split, batches, seed)) for model in (old, new)]
+    jobs: dict[str, Job] = {}
+    if not isinstance(old, Run):
+        jobs["old"] = Job(old, chosen, split, batches, seed, "old model")
+        if noise_floor:
+            # Right after the first time, while the model is there.
+            other = batches.other(jobs["old"].fingerprint(numerics)["model"].get("device", "cpu"))
+            jobs["again"] = Job(old, chosen, split, other, seed + 1, "old model again (noise floor)")
+    if not isinstance(new, Run):
+        jobs["new"] = Job(new, chosen, split, batches, seed, "new model")
+    if "old" in jobs and "new" in jobs:
+        keys = [run_key(jobs[role].fingerprint(numerics)) for role in ("old", "new")]
         if keys[0] == keys[1]:
             raise NotComparableError(
                 "old and new are one and the same model (equal weights and adapter): nothing to compare"
             )
-    runs = [
-        model
-        if isinstance(model, Run)
-        else evaluate(
-            model,
-            chosen,
-            split=split,
-            store=store,
-            batching=batches,
-            seed=seed,
-            progress=progress,
-            what=f"{role} model",
-        )
-        for role, model in (("old", old), ("new", new))
-    ]
-    again = None
-    if noise_floor and not isinstance(old, Run):
-        again = evaluate(
-            old,
-            chosen,
-            split=split,
-            store=store,
-            batching=batches.other(),
-            seed=seed + 1,
-            progress=progress,
-            what="old model again (noise floor)",
-        )
-    return compare_runs(runs[0], runs[1], again)
+    return jobs

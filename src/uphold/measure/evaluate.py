@@ -1,166 +1,215 @@
-"""One model on one task: from instances to a stored run."""
+"""Models on tasks: from instances to stored runs."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from uphold.core.errors import ModelError
 from uphold.core.progress import Progress, silent
-from uphold.core.records import Record
-from uphold.core.runs import Run, RunStore, default_store
-from uphold.models.load import Loaded, ModelLike, fingerprint_of, library_versions, load
-from uphold.tasks.base import Instance, Split, Task, required_instances, task_fingerprint
+from uphold.core.runs import Run, RunStore, RunWriter, default_store, run_key
+from uphold.measure.executors import Answered, Executor, LocalExecutor, Unit
+from uphold.measure.jobs import AS_THE_DEVICE_LIKES, Batching, Job, instances_in
+from uphold.models.load import ModelLike, load
+from uphold.tasks.base import Split, Task
+from uphold.tasks.load import load_task
 
-PART = 256
-"""Instances per part of a run in the making: what a kill can cost at most."""
 
+@dataclass
+class Tally:
+    """What evaluating took."""
 
-@dataclass(frozen=True)
-class Batching:
-    """How instances are put into batches; part of a run's fingerprint, since rounding depends on it."""
+    instances: int = 0
+    """Instances asked."""
+    stored: int = 0
+    """Instances whose answers were in the store already."""
+    tokens: int = 0
+    """Tokens that went through models, padding included."""
+    requests: int = 0
+    """HTTP requests answered by endpoints."""
+    cost: float | None = None
+    """Currency units, where an endpoint has prices."""
+    seconds: float = 0.0
+    """Spent on instances asked."""
 
-    size: int = 32
-    """Rows per forward pass."""
-    reverse: bool = False
-    """Cut the instances into parts from the other end."""
+    def __str__(self) -> str:
+        parts = [f"{self.instances:,} instances asked", f"{self.stored:,} found in the store"]
+        if self.tokens:
+            parts.append(f"{self.tokens:,} tokens in {self.seconds:.1f} s ({self.rate:,.0f} tokens/s)")
+        if self.requests:
+            parts.append(f"{self.requests:,} requests")
+        if self.cost is not None:
+            parts.append(f"cost {self.cost:.4f}")
+        return ", ".join(parts)
 
-    def other(self) -> Batching:
-        """Another composition of batches, for the noise floor."""
-        return Batching(max(1, self.size // 2 + 1), not self.reverse)
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 def evaluate(
     model: ModelLike,
-    task: Task,
+    task: str | Path | Task,
     *,
     split: Split = "test",
     store: RunStore | None = None,
-    batching: Batching = Batching(),
+    batching: Batching = AS_THE_DEVICE_LIKES,
     seed: int = 0,
+    executor: Executor | None = None,
     progress: Progress = silent,
     what: str = "",
+    tally: Tally | None = None,
 ) -> Run:
     """The run of `model` on one split of `task`: from the store, taken up where it stopped, or made anew.
 
     Args:
-        model: a reference, or a loaded model; a reference is loaded only if something is left to do.
-        task: what to ask.
+        model: a reference, a loaded model, or an endpoint; a reference is loaded only if something is left to do.
+        task: what to ask (see `uphold.load_task`).
         split: which instances.
         store: where runs are kept (`uphold.core.runs.default_store`).
         batching: how instances share forward passes.
         seed: of sampled decoding; without effect on greedy decoding and on choices.
-        progress: called after every part.
+        executor: who does the work; this process by default.
+        progress: called as instances are answered.
         what: what progress is reported as.
+        tally: where instances, tokens and time are added up.
 
     Raises:
         EmptyError: the split has no instances.
         ModelError: the model cannot be loaded, or gives NaN.
         StorageError, CorruptError: the store cannot be written or read.
     """
-    instances = required_instances(task, split)
-    fingerprint = run_fingerprint(model, task, split, batching, seed)
-    keep = store or default_store()
-    found = keep.find(fingerprint)
-    if found is not None:
-        return Run(found.path, fingerprint, found.count, found.sha256)
-    writer = keep.writer(fingerprint)
-    parts = list(_parts(instances, batching))
-    label = what or f"evaluating {fingerprint['model']['name']}"
-    loaded: Loaded | None = None
-    for index, part in enumerate(parts):
-        if not writer.has(index):
-            loaded = loaded or load(model)
-            writer.write(index, answer(loaded, task, part, batching.size, seed))
-        progress(label, index + 1, len(parts))
-    return writer.finish(len(parts))
+    job = Job(model, load_task(task, progress), split, batching, seed, what)
+    return evaluate_all([job], store=store, executor=executor, progress=progress, tally=tally)[0]
 
 
-def run_fingerprint(model: ModelLike, task: Task, split: Split, batching: Batching, seed: int) -> dict[str, Any]:
-    """What is needed to repeat a run, as plain JSON."""
-    sampled = task.kind == "generate" and task.decoding.temperature > 0
-    return {
-        "model": fingerprint_of(model),
-        "task": task_fingerprint(task, split),
-        "batching": {"size": batching.size, "reverse": batching.reverse, "part": PART},
-        "seed": seed if sampled else 0,
-        "versions": library_versions(),
-    }
+def evaluate_all(
+    jobs: Sequence[Job],
+    *,
+    store: RunStore | None = None,
+    executor: Executor | None = None,
+    progress: Progress = silent,
+    tally: Tally | None = None,
+) -> list[Run]:
+    """The runs of `jobs`, in their order; equal jobs are done once. See `evaluate`.
+
+    A process that finds another one at work on the same run waits for it and takes its result.
+    """
+    keep, work, total = store or default_store(), executor or LocalExecutor(), tally or Tally()
+    # A model in memory is hashed when it is loaded; passing it on as it came would hash it at every use.
+    jobs = [job if isinstance(job.model, str | Path) else replace(job, model=load(job.model)) for job in jobs]
+    fingerprints = [job.fingerprint(work.numerics()) for job in jobs]
+    makings: dict[str, _Making] = {}
+    for job, fingerprint in zip(jobs, fingerprints, strict=True):
+        key = run_key(fingerprint)
+        if key not in makings:
+            makings[key] = _Making(job, keep.writer(fingerprint), keep.find(fingerprint))
+    for making in makings.values():
+        if making.run is not None:
+            total.stored += making.run.count
+            progress(making.job.label(), making.run.count, making.run.count, "stored")
+    pending = [making for making in makings.values() if making.run is None]
+    for wave in [pending] if work.side_by_side else [[making] for making in pending]:
+        _Wave(wave, keep, work, progress, total).work()
+    runs = []
+    for fingerprint in fingerprints:
+        run = makings[run_key(fingerprint)].run
+        assert run is not None
+        # Equal content may have been evaluated under another name; this is the one that was asked for.
+        runs.append(Run(run.path, fingerprint, run.count, run.sha256))
+    return runs
 
 
-def answer(loaded: Loaded, task: Task, instances: Sequence[Instance], batch_size: int, seed: int = 0) -> list[Record]:
-    """The records of `instances`, in their order."""
-    ask = _choose if task.kind == "choice" else _generate
-    return ask(loaded, task, instances, batch_size, seed)
+@dataclass
+class _Making:
+    """A run in the making."""
+
+    job: Job
+    writer: RunWriter
+    run: Run | None = None
+    missing: set[int] = field(default_factory=set)
+    """Parts that are not stored."""
+
+    @property
+    def done(self) -> int:
+        """Instances that are stored."""
+        return instances_in([part for index, part in enumerate(self.job.parts) if index not in self.missing])
 
 
-def _parts(instances: Sequence[Instance], batching: Batching) -> Iterator[list[Instance]]:
-    """Parts of like length, so that batches within a part waste little padding."""
-    ordered = sorted(instances, key=lambda instance: (len(instance.prompt), instance.id), reverse=batching.reverse)
-    for start in range(0, len(ordered), PART):
-        yield ordered[start : start + PART]
+class _Wave:
+    """Runs that are made side by side, each locked against other processes."""
 
+    def __init__(
+        self, makings: Sequence[_Making], store: RunStore, executor: Executor, progress: Progress, tally: Tally
+    ) -> None:
+        self.makings, self.store, self.executor, self.progress, self.tally = makings, store, executor, progress, tally
 
-def _choose(loaded: Loaded, task: Task, instances: Sequence[Instance], batch_size: int, seed: int) -> list[Record]:
-    from uphold.models.likelihood import option_logprobs
+    def work(self) -> None:
+        """Make the runs."""
+        if not self.makings:
+            return
+        with ExitStack() as locks:
+            # One order for all processes, so that no two of them wait for each other.
+            for making in sorted(self.makings, key=lambda making: making.writer.folder.name):
+                locks.enter_context(self.store.claim(making.writer.fingerprint, lambda own=making: self._wait(own)))  # type: ignore[misc]
+                self._open(making)
+            self._answer()
 
-    logprobs, tokens = option_logprobs(
-        loaded.model,
-        loaded.tokenizer,
-        [instance.prompt for instance in instances],
-        [[task.delimiter + option for option in instance.options] for instance in instances],
-        batch_size,
-    )
-    records = []
-    for instance, values, count in zip(instances, logprobs, tokens, strict=True):
-        if any(math.isnan(value) for value in values):
-            raise ModelError(
-                f"'{loaded.name}' gives NaN instead of a log-likelihood on {instance.prompt[-40:]!r}: "
-                "its weights or its dtype are broken"
-            )
-        output = instance.options[max(range(len(values)), key=values.__getitem__)]
-        records.append(_record(task, instance, output, count, tuple(values)))
-    return records
+    def _wait(self, making: _Making) -> None:
+        total = instances_in(making.job.parts)
+        self.progress(making.job.label(), 0, total, "another process makes this run; waiting for it")
 
+    def _open(self, making: _Making) -> None:
+        making.run = self.store.find(making.writer.fingerprint)
+        if making.run is not None:
+            self.tally.stored += making.run.count
+            self.progress(making.job.label(), making.run.count, making.run.count, "stored")
+            return
+        parts = making.job.parts
+        making.missing = {index for index in range(len(parts)) if not making.writer.has(index)}
+        self.tally.stored += making.done
+        if not making.missing:
+            making.run = making.writer.finish(len(parts))
 
-def _generate(loaded: Loaded, task: Task, instances: Sequence[Instance], batch_size: int, seed: int) -> list[Record]:
-    from uphold.models.generate import generate
+    def _answer(self) -> None:
+        jobs = [making.job for making in self.makings]
+        units = [
+            Unit(index, part)
+            for index, making in enumerate(self.makings)
+            if making.run is None
+            for part in sorted(making.missing)
+        ]
+        if not units:
+            return
+        started, before = time.monotonic(), self.tally.seconds
+        for index in {unit.job for unit in units}:
+            self._report(self.makings[index])
 
-    decoding = task.decoding
-    # White space between prompt and answer belongs to the answer's first token, as in training.
-    strip = bool(task.delimiter) and task.delimiter.isspace()
-    written = generate(
-        loaded.model,
-        loaded.tokenizer,
-        [(instance.prompt.rstrip() or instance.prompt) if strip else instance.prompt for instance in instances],
-        max_new_tokens=decoding.max_new_tokens,
-        stop=decoding.stop,
-        temperature=decoding.temperature,
-        top_p=decoding.top_p,
-        keys=[instance.id for instance in instances],
-        seed=seed,
-        batch_size=batch_size,
-    )
-    return [
-        _record(task, instance, answered.text, answered.tokens)
-        for instance, answered in zip(instances, written, strict=True)
-    ]
+        def heard(job: int, tokens: int) -> None:
+            self.tally.seconds = time.monotonic() - started + before
+            self._report(self.makings[job], (self.tally.tokens + tokens) / self.tally.seconds)
 
+        for answered in self.executor.answers(jobs, units, heard):
+            self.tally.seconds = time.monotonic() - started + before
+            self._store(answered)
 
-def _record(task: Task, instance: Instance, output: str, tokens: int, logprobs: tuple[float, ...] = ()) -> Record:
-    (score,) = task.score_all([instance], [output])
-    return Record(
-        id=instance.id,
-        input=instance.prompt,
-        target=instance.target,
-        output=output,
-        answer=score.answer,
-        correct=score.correct,
-        score=score.score,
-        options=instance.options if logprobs else (),
-        option_logprobs=logprobs,
-        tokens=tokens,
-        tags=instance.tags,
-    )
+    def _store(self, answered: Answered) -> None:
+        making = self.makings[answered.unit.job]
+        making.writer.write(answered.unit.part, answered.records)
+        making.missing.discard(answered.unit.part)
+        self.tally.instances += len(answered.records)
+        self.tally.tokens += answered.tokens
+        self.tally.requests += answered.requests
+        if answered.cost is not None:
+            self.tally.cost = (self.tally.cost or 0.0) + answered.cost
+        if not making.missing:
+            making.run = making.writer.finish(len(making.job.parts))
+        self._report(making, self.tally.rate)
+
+    def _report(self, making: _Making, rate: float = 0.0) -> None:
+        total = instances_in(making.job.parts)
+        note = f"{rate:,.0f} tokens/s" if rate >= 1 else ""
+        self.progress(making.job.label(), making.done, total, note)

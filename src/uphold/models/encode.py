@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+MOST_TOKENS = 10_000_000
+"""What an `Encoder` keeps before it forgets, four bytes each."""
+
 
 class Encoded(NamedTuple):
     """Token ids of a prompt and of the answer that follows it."""
@@ -20,51 +24,80 @@ class Encoded(NamedTuple):
     answer: list[int]
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of prompts to be continued, special tokens included.
+class Encoder:
+    """Turns text into token ids with one tokenizer; what was encoded lately is not encoded again."""
 
-    Raises:
-        ModelError: a prompt has no tokens at all.
-    """
-    encoded: list[list[int]] = tokenizer(list(prompts), add_special_tokens=True)["input_ids"] if prompts else []
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        if not ids:
-            raise ModelError(f"the prompt {prompt[:40]!r} has no tokens: a model needs at least one to start from")
-    return encoded
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[str, array[int]] = {}
+        self._size = 0
 
+    def prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts to be continued, special tokens included.
 
-def encode_answers(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str], end: bool = False
-) -> list[Encoded]:
-    """Token ids of prompts and of the answers that follow them.
+        Raises:
+            ModelError: a prompt has no tokens at all.
+        """
+        encoded = self._encode(prompts)
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            if not ids:
+                raise ModelError(f"the prompt {prompt[:40]!r} has no tokens: a model needs at least one to start from")
+        return encoded
 
-    Prompt and answer are tokenised as one text and cut where the prompt's own tokens end (the convention of
-    lm-evaluation-harness), white space at the end of a prompt counting as the answer's.
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+        """Token ids of prompts and of the answers that follow them.
 
-    Args:
-        tokenizer: the model's.
-        prompts: one per answer.
-        answers: texts, delimiter included.
-        end: append the end-of-text token to each answer.
+        Prompt and answer are tokenised as one text, which is cut where the prompt's own tokens end; white space at the
+        end of a prompt counts as the answer's, and an empty prompt is the tokenizer's first special token (the
+        conventions of lm-evaluation-harness).
 
-    Raises:
-        ModelError: an answer has no tokens of its own.
-    """
-    stripped = [prompt.rstrip() or prompt for prompt in prompts]
-    moved = [prompt[len(kept) :] for prompt, kept in zip(prompts, stripped, strict=True)]
-    heads = dict(zip(stripped, encode_prompts(tokenizer, stripped), strict=True))
-    wholes = encode_prompts(
-        tokenizer,
-        [head + space + answer for head, space, answer in zip(stripped, moved, answers, strict=True)],
-    )
-    encoded = []
-    for prompt, answer, whole in zip(stripped, answers, wholes, strict=True):
-        cut = len(heads[prompt])
-        if len(whole) <= cut:
-            raise ModelError(f"the answer {answer!r} has no tokens of its own after {prompt[-40:]!r}: use a delimiter")
-        tail = [int(tokenizer.eos_token_id)] if end and tokenizer.eos_token_id is not None else []
-        encoded.append(Encoded(whole[:cut], whole[cut:] + tail))
-    return encoded
+        Raises:
+            ModelError: an answer has no tokens of its own.
+        """
+        heads = [prompt.rstrip() or prompt for prompt, _ in pairs]
+        prompts = dict(zip(heads, self._encode(heads), strict=True))
+        wholes = self._encode([prompt + answer for prompt, answer in pairs])
+        encoded = []
+        for head, (prompt, answer), whole in zip(heads, pairs, wholes, strict=True):
+            tokens = self._unconditional(answer) if not prompt else Encoded(prompts[head], whole[len(prompts[head]) :])
+            if not tokens.answer or not tokens.prompt:
+                raise ModelError(
+                    f"the answer {answer!r} has no tokens of its own after {prompt[-40:]!r}: use a delimiter"
+                )
+            encoded.append(tokens)
+        return encoded
+
+    def _unconditional(self, answer: str) -> Encoded:
+        ids = list(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        start = self.tokenizer.bos_token_id
+        start = self.tokenizer.eos_token_id if start is None else start
+        if start is None or ids[:1] == [start]:
+            return Encoded(ids[:1], ids[1:])
+        return Encoded([int(start)], ids)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        missing = list(dict.fromkeys(text for text in texts if text not in self._known))
+        new = dict(zip(missing, self._tokenise(missing), strict=True))
+        found = [list(self._known[text]) if text in self._known else new[text] for text in texts]
+        if self._size > MOST_TOKENS:
+            self._known, self._size = {}, 0
+        for text, ids in new.items():
+            self._known[text] = array("i", ids)
+            self._size += len(ids)
+        return found
+
+    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        """Special tokens are added, except where a text brings its own first one."""
+        bos = self.tokenizer.bos_token
+        groups: dict[bool, list[str]] = {}
+        for text in texts:
+            groups.setdefault(not (bos and text.startswith(bos)), []).append(text)
+        ids = {
+            text: list(own)
+            for special, group in groups.items()
+            for text, own in zip(group, self.tokenizer(group, add_special_tokens=special)["input_ids"], strict=True)
+        }
+        return [ids[text] for text in texts]
 
 
 @dataclass(frozen=True)

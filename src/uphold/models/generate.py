@@ -1,172 +1,131 @@
-"""Batched greedy and sampled decoding.
+"""Text from a model: the generation engine.
 
-Rows are padded on the left and given explicit positions, so a row's tokens do not depend on its neighbours. A
-sampled row draws from a generator of its own, seeded by the run's seed and the instance, for the same reason.
+Models that take masks of ours decode in slots that are refilled (`slots`). Others decode in fixed batches, padded on
+the left, with explicit positions where the model takes them. Either way a row's tokens do not depend on its neighbours,
+and a sampled row draws from a generator of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from uphold.models.encode import encode_prompts
+import torch
+
+from uphold.models.attention import accepted_arguments, attention_window, max_length, reads_masks
+from uphold.models.decoding import Answer, Ending, Generated, Sampling
+from uphold.models.encode import Encoder
+from uphold.models.slots import Prompt, SlotDecoder
+from uphold.models.token_tree import HEADER_COST
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+
+    from uphold.models.engine import Meter
 
 
-class Generated(NamedTuple):
-    """What a model wrote after a prompt."""
+class GenerationEngine:
+    """Continues prompts with one model; what it finds out about the model is kept."""
 
-    text: str
-    """Up to, and without, the first stop string or end-of-text token."""
-    tokens: int
-    """Tokens read and written."""
+    def __init__(self, model: PreTrainedModel, encoder: Encoder, batch_tokens: int, meter: Meter) -> None:
+        """Prepare to write.
 
+        Args:
+            model: a causal language model in eval mode.
+            encoder: of the model's tokenizer.
+            batch_tokens: tokens of prompts per forward pass; a 64th of it are decoded side by side, and at most 16
+                times it is kept of all rows together.
+            meter: counts tokens.
+        """
+        self.model, self.encoder, self.batch_tokens, self.meter = model, encoder, batch_tokens, meter
+        self._reads_masks: bool | None = None
 
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    stop: Sequence[str] = (),
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    keys: Sequence[str] = (),
-    seed: int = 0,
-    batch_size: int = 32,
-) -> list[Generated]:
-    """Continue each prompt.
+    def write(self, prompts: Sequence[str], sampling: Sampling, keys: Sequence[str] = ()) -> list[Generated]:
+        """Continue each prompt, in order.
 
-    Args:
-        model: a causal language model in eval mode.
-        tokenizer: the model's.
-        prompts: n texts.
-        max_new_tokens: the most tokens written per prompt.
-        stop: texts that end an answer.
-        temperature: 0 for greedy decoding.
-        top_p: nucleus of the sampled distribution, in (0, 1].
-        keys: n texts that name the instances; a sampled row's draws depend on its key and the seed alone.
-        seed: of the sampled draws.
-        batch_size: rows per forward pass.
+        Args:
+            prompts: n texts.
+            sampling: how tokens are chosen and answers end.
+            keys: n texts that name the instances, for sampled draws; the prompts themselves where empty.
 
-    Returns:
-        One `Generated` per prompt, in order.
-    """
-    import torch
-
-    encoded = encode_prompts(tokenizer, prompts)
-    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
-    results: dict[int, Generated] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        generators = None
-        if temperature > 0:
-            names = keys or prompts
-            generators = [torch.Generator().manual_seed(_row_seed(seed, names[index])) for index in chosen]
-        decoder = _Decoder(model, tokenizer, max_new_tokens, tuple(stop), temperature, top_p, generators)
-        for index, answer in zip(chosen, decoder.run([encoded[index] for index in chosen]), strict=True):
-            results[index] = answer
-    return [results[index] for index in range(len(prompts))]
-
-
-def _row_seed(seed: int, key: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8], "little") >> 1
-
-
-class _Decoder:
-    """Decodes one batch to its end."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        max_new_tokens: int,
-        stop: tuple[str, ...],
-        temperature: float,
-        top_p: float,
-        generators: list[torch.Generator] | None,
-    ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.max_new_tokens, self.stop = max_new_tokens, stop
-        self.temperature, self.top_p, self.generators = temperature, top_p, generators
-        self.ends = _end_tokens(model, tokenizer)
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.accepted = set(inspect.signature(base.forward).parameters)
-
-    def run(self, rows: Sequence[Sequence[int]]) -> list[Generated]:
-        """Continue token rows until each has ended or the limit is reached."""
-        import torch
-
-        length = max(len(row) for row in rows)
-        input_ids = torch.zeros(len(rows), length, dtype=torch.long)
-        mask = torch.zeros_like(input_ids)
-        for index, row in enumerate(rows):
-            input_ids[index, length - len(row) :] = torch.tensor(row)
-            mask[index, length - len(row) :] = 1
-        device = self.model.device
-        input_ids, mask, cache = input_ids.to(device), mask.to(device), None
-        written: list[list[int]] = [[] for _ in rows]
-        texts: list[str | None] = [None] * len(rows)
-        with torch.inference_mode():
-            for _ in range(self.max_new_tokens):
-                logits, cache = self._step(input_ids, mask, cache)
-                chosen = self._choose(logits)
-                for index, token in enumerate(chosen.tolist()):
-                    if texts[index] is None:
-                        written[index].append(token)
-                        texts[index] = self._ended(written[index])
-                if all(text is not None for text in texts):
-                    break
-                input_ids = chosen[:, None].to(device)
-                mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        return [
-            Generated(text if text is not None else self._decode(tokens), len(row) + len(tokens))
-            for text, tokens, row in zip(texts, written, rows, strict=True)
+        Raises:
+            ModelError: a prompt has no tokens.
+        """
+        if not prompts:
+            return []
+        encoded = self.encoder.prompts(prompts)
+        room = max_length(self.model)
+        longest = None if room is None else max(1, room - sampling.max_new_tokens)
+        waiting = [
+            Prompt(index, ids if longest is None else ids[-longest:], sampling.generator(key))
+            for index, (ids, key) in enumerate(zip(encoded, keys or prompts, strict=True))
         ]
+        # Long prompts first: the last slots to fall empty then hold the shortest rows.
+        waiting.sort(key=lambda prompt: (-len(prompt.tokens), prompt.index))
+        found: dict[int, Generated] = {}
+        for prompt, answer in self._run(waiting, sampling):
+            cut = len(prompt.tokens) < len(encoded[prompt.index])
+            found[prompt.index] = Generated(answer.text or "", len(prompt.tokens) + len(answer.tokens), cut)
+        return [found[index] for index in range(len(prompts))]
+
+    def _run(self, waiting: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[Prompt, Answer]]:
+        if self._reads_masks is None:
+            self._reads_masks = reads_masks(self.model)
+        ending = Ending(self.model, self.encoder.tokenizer, sampling)
+        capacity = max(len(prompt.tokens) for prompt in waiting) + sampling.max_new_tokens
+        window = attention_window(self.model)
+        rows = max(1, min(self.batch_tokens // 64, 16 * self.batch_tokens // capacity, len(waiting)))
+        if self._reads_masks and (window is None or capacity <= window):
+            decoder = SlotDecoder(self.model, ending, sampling, rows, capacity, self.meter)
+            yield from decoder.run(waiting, _header(waiting))
+            return
+        for start in range(0, len(waiting), rows):
+            yield from self._padded(waiting[start : start + rows], ending, sampling)
+
+    def _padded(self, prompts: Sequence[Prompt], ending: Ending, sampling: Sampling) -> Iterator[tuple[Prompt, Answer]]:
+        """Decode one fixed batch to its end."""
+        length = max(len(prompt.tokens) for prompt in prompts)
+        input_ids = torch.zeros(len(prompts), length, dtype=torch.long)
+        mask = torch.zeros_like(input_ids)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, length - len(prompt.tokens) :] = torch.tensor(prompt.tokens)
+            mask[row, length - len(prompt.tokens) :] = 1
+        input_ids, mask = input_ids.to(self.model.device), mask.to(self.model.device)
+        answers = [Answer(ending) for _ in prompts]
+        cache = None
+        while any(answer.text is None for answer in answers):
+            logits, cache = self._step(input_ids, mask, cache)
+            tokens = sampling.choose(logits, [prompt.generator for prompt in prompts])
+            for answer, token in zip(answers, tokens, strict=True):
+                if answer.text is None:
+                    answer.add(token)
+            new = torch.tensor(tokens, device=mask.device)[:, None]
+            # A model that keeps no cache we know of reads its rows anew for every token.
+            input_ids = torch.cat([input_ids, new], dim=1) if cache is None else new
+            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+        yield from zip(prompts, answers, strict=True)
 
     def _step(self, input_ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        self.meter.add(input_ids.numel())
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        arguments: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            **{name: value for name, value in arguments.items() if name in self.accepted},
-        )
-        return output.logits[:, -1].float(), output.past_key_values
-
-    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        if self.generators is None:
-            return logits.argmax(dim=-1)
-        shares = (logits / self.temperature).softmax(dim=-1)
-        shares, tokens = shares.sort(dim=-1, descending=True)
-        # A token stays when the mass before it has not reached top_p; the first one always stays.
-        shares = shares.masked_fill(shares.cumsum(dim=-1) - shares >= self.top_p, 0.0).cpu()
-        picks = [torch.multinomial(row, 1, generator=own) for row, own in zip(shares, self.generators, strict=True)]
-        return tokens.gather(1, torch.stack(picks).to(tokens.device)).squeeze(1)
-
-    def _ended(self, tokens: list[int]) -> str | None:
-        """The finished text, or None while the row goes on."""
-        if tokens[-1] in self.ends:
-            return self._decode(tokens[:-1])
-        text = self._decode(tokens)
-        cuts = [position for stop in self.stop if (position := text.find(stop)) >= 0]
-        return text[: min(cuts)] if cuts else None
-
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        arguments: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1, "past_key_values": cache}
+        accepted = accepted_arguments(self.model)
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=input_ids,
+                attention_mask=mask,
+                use_cache=True,
+                **{name: value for name, value in arguments.items() if name in accepted and value is not None},
+            )
+        return output.logits[:, -1].float(), getattr(output, "past_key_values", None)
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    ends = {tokenizer.eos_token_id}
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends |= set(configured) if isinstance(configured, list) else {configured}
-    return {int(end) for end in ends if end is not None}
+def _header(prompts: Sequence[Prompt]) -> Sequence[int]:
+    """What all prompts begin with, if it is worth a forward pass of its own; each keeps a token of its own."""
+    rows = sorted(list(prompt.tokens) for prompt in prompts)
+    first, last = rows[0], rows[-1]
+    most = min(len(prompt.tokens) for prompt in prompts) - 1
+    common = 0
+    while common < most and first[common] == last[common]:
+        common += 1
+    return first[:common] if (len(prompts) - 1) * common > HEADER_COST else ()

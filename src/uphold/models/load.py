@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uphold.core.errors import CorruptError, ModelError, TokenizerMismatchError, UsageError
 from uphold.core.storage import read_json
+from uphold.models.endpoint_reference import is_endpoint, parse_endpoint
 from uphold.models.fingerprint import files_fingerprint, module_fingerprint, tokenizer_hash
 from uphold.models.reference import ModelFiles, find_model
 
@@ -74,6 +75,8 @@ def fingerprint_of(model: ModelLike) -> dict[str, Any]:
     """The model part of a run's fingerprint; nothing is loaded where `model` is a reference."""
     if isinstance(model, Loaded):
         return model.fingerprint | numerics(model.model)
+    if is_endpoint(model):
+        return parse_endpoint(model).fingerprint()
     if isinstance(model, str | Path):
         return files_fingerprint(find_model(model)) | numerics()
     loaded = load(model)
@@ -90,6 +93,10 @@ def load(model: ModelLike) -> Loaded:
     """
     if isinstance(model, Loaded):
         return model
+    if is_endpoint(model):
+        raise UsageError(
+            f"'{model}' is an endpoint: it can be evaluated and compared, but there are no weights to load"
+        )
     if isinstance(model, str | Path):
         return _load_files(find_model(model))
     return _from_memory(model)
@@ -114,26 +121,50 @@ def check_same_tokenizer(old: Loaded, new: Loaded) -> None:
 
 def _load_files(files: ModelFiles) -> Loaded:
     fingerprint = files_fingerprint(files)
-    model, tokenizer = _load_base(files)
+    model, tokenizer = load_base(files)
     if files.adapter is not None:
-        _check_adapter_base(files.adapter, fingerprint["weights"], files.name)
-        model = _with_adapter(model, files.adapter, files.name)
+        model = attach_adapter(model, files, fingerprint["weights"])
     return Loaded(_ready(model), tokenizer, files.name, fingerprint, files)
 
 
-def _load_base(files: ModelFiles) -> tuple[Any, Any]:
+def attach_adapter(base: Any, files: ModelFiles, base_weights: str) -> Any:
+    """`base`, whose weights have the hash `base_weights`, with the adapter that `files` names.
+
+    Raises:
+        ModelError: the adapter was made for another base, or does not fit this one.
+        CorruptError: its files cannot be read.
+    """
+    assert files.adapter is not None
+    _check_adapter_base(files.adapter, base_weights, files.name)
+    return _with_adapter(base, files.adapter, files.name)
+
+
+def load_base(files: ModelFiles, device_map: str | None = None) -> tuple[Any, Any]:
+    """The base model of `files` and its tokenizer, without an adapter.
+
+    Args:
+        files: where it is.
+        device_map: `auto` and the like spread the layers over all devices (accelerate); None puts the model on one.
+
+    Raises:
+        ModelError: it cannot be loaded, or some weights are missing.
+        CorruptError: the weights cannot be read.
+    """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     device = default_device()
-    place = files.base.parent if files.is_gguf else files.base
-    where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if files.is_gguf:
-        where["gguf_file"] = files.base.name
+    place, where = _where(files)
+    spread = {} if device_map is None else {"device_map": device_map}
+    tokenizer = load_tokenizer(files)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **where)
         model, info = AutoModelForCausalLM.from_pretrained(
-            place, dtype=default_dtype(device), attn_implementation=ATTENTION, output_loading_info=True, **where
+            place,
+            dtype=default_dtype(device),
+            attn_implementation=ATTENTION,
+            output_loading_info=True,
+            **where,
+            **spread,
         )
     except SafetensorError as error:
         raise CorruptError(f"the weights of '{files.name}' cannot be read ({error}); copy them again") from error
@@ -149,7 +180,30 @@ def _load_base(files: ModelFiles) -> tuple[Any, Any]:
         # refuses to save it.
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
-    return model.to(device), tokenizer
+    return model if spread else model.to(device), tokenizer
+
+
+def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model in `files`.
+
+    Raises:
+        ModelError: there is none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    place, where = _where(files)
+    try:
+        return AutoTokenizer.from_pretrained(place, **where)
+    except Exception as error:
+        raise ModelError(f"the tokenizer of '{files.name}' cannot be loaded: {_first_line(error)}") from error
+
+
+def _where(files: ModelFiles) -> tuple[Path, dict[str, Any]]:
+    """Folder and options by which transformers finds `files`."""
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if files.is_gguf:
+        return files.base.parent, options | {"gguf_file": files.base.name}
+    return files.base, options
 
 
 def _check_adapter_base(adapter: Path, base_weights: str, name: str) -> None:

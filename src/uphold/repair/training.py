@@ -10,7 +10,7 @@ from uphold.core.errors import UsageError
 from uphold.core.progress import Progress
 from uphold.core.records import Record
 from uphold.core.runs import RunStore
-from uphold.models.encode import Encoded, collate, encode_answers
+from uphold.models.encode import Encoded, Encoder, collate
 from uphold.models.load import Loaded
 from uphold.models.train import Objective, Schedule, selected_tokens
 from uphold.tasks.base import Instance, Split, Task, required_instances
@@ -35,12 +35,13 @@ class AdapterConfig(Schedule):
 def training_rows(loaded: Loaded, task: Task, split: Split) -> list[Encoded]:
     """The instances of a split with their gold answers, tokenised; generated answers end with end-of-text."""
     instances = required_instances(task, split)
-    return encode_answers(
-        loaded.tokenizer,
-        [instance.prompt for instance in instances],
-        [task.delimiter + instance.target for instance in instances],
-        end=task.kind == "generate",
+    rows = Encoder(loaded.tokenizer).pairs(
+        [(instance.prompt, task.delimiter + instance.target) for instance in instances]
     )
+    end = loaded.tokenizer.eos_token_id
+    if task.kind != "generate" or end is None:
+        return rows
+    return [Encoded(row.prompt, [*row.answer, int(end)]) for row in rows]
 
 
 @dataclass
@@ -58,14 +59,16 @@ class Validation:
     def __post_init__(self) -> None:
         self._instances: Sequence[Instance] = required_instances(self.task, "validation")
         self._rows = training_rows(self.tokenizer_of, self.task, "validation")
+        self._encoder = Encoder(self.tokenizer_of.tokenizer)
 
     def measure(self, model: Any) -> dict[str, float]:
         """`accuracy` (mean score); `nfr` where there is an old model; `loss` where epochs are chosen by it."""
+        from uphold.measure.answer import answer
         from uphold.measure.continuous import TIE
-        from uphold.measure.evaluate import Batching, answer
+        from uphold.models.engine import LocalEngine
 
-        loaded = self.tokenizer_of._replace(model=model)
-        records = answer(loaded, self.task, self._instances, Batching().size)
+        engine = LocalEngine(self.tokenizer_of._replace(model=model), encoder=self._encoder)
+        records = answer(engine, self.task, self._instances)
         values = {"accuracy": mean_score(records)}
         if self.schedule.select == "loss":
             values["loss"] = self._loss(model)

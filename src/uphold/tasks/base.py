@@ -15,10 +15,10 @@ Kind = Literal["choice", "generate"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Metric = Literal["acc", "acc_norm", "acc_bytes", "acc_tokens", "acc_mutual_info", "exact_match"]
-"""How a `choice` task picks an option, named as lm-evaluation-harness names it: by summed log-likelihood (`acc`), divided
-by the option's characters (`acc_norm`), its UTF-8 bytes (`acc_bytes`) or its tokens (`acc_tokens`, ours), less its
-log-likelihood without the prompt (`acc_mutual_info`), or the first option that greedy decoding would write
-(`exact_match`; no option at all counts as an empty output)."""
+"""How a `choice` task picks an option, named as lm-evaluation-harness names it: by summed log-likelihood (`acc`),
+divided by the option's characters (`acc_norm`), its UTF-8 bytes (`acc_bytes`) or its tokens (`acc_tokens`, ours), less
+its log-likelihood without the prompt (`acc_mutual_info`), or the first option that greedy decoding would write
+(`exact_match`; where there is none, the output is empty)."""
 
 
 class Score(NamedTuple):

@@ -2,48 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
-from importlib import resources
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
 from uphold.core.errors import UsageError, unknown_name
+from uphold.core.progress import Progress, silent
 from uphold.tasks.base import FixedTask, Task
-from uphold.tasks.generated import GeneratedConfig, dataset_names, generated_task
-from uphold.tasks.humaneval import humaneval_task
-from uphold.tasks.text_files import load_task_file, validation_message
-
-GENERATED = "rg:"
+from uphold.tasks.options import call_with_options, read_options, split_name
 
 
-def load_task(task: str | Path | Task) -> Task:
+@dataclass(frozen=True)
+class Source:
+    """Where tasks come from that are typed with a prefix."""
+
+    prefix: str
+    form: str
+    """What is typed, in one line; a name follows the prefix where the form says so."""
+    summary: str
+    """What comes out, in one line."""
+    loader: str
+    """`module:function`, imported when a task is loaded; its arguments are the options (`uphold.tasks.options`)."""
+
+    @property
+    def named(self) -> bool:
+        """Whether a name follows the prefix."""
+        return self.form.startswith(f"{self.prefix}:")
+
+    def load(self, text: str, progress: Progress) -> FixedTask:
+        """The task that `text`, which begins with the prefix, names."""
+        rest = text.removeprefix(self.prefix).removeprefix(":")
+        name, options = split_name(rest) if self.named else (None, rest)
+        if name == "":
+            raise UsageError(f"the task '{text}' names nothing: type {self.form}")
+        module, function = self.loader.split(":")
+        loader: Callable[..., FixedTask] = getattr(import_module(module), function)
+        task = call_with_options(loader, text, name, read_options(text, options), progress)
+        return task if task.name == text else replace(task, name=text)
+
+
+SOURCES = (
+    Source("rg", "rg:NAME[:option=value,...]", "questions that reasoning-gym generates and verifies", "uphold.tasks.generated_options:generated_from_options"),  # noqa: E501
+    Source("lm_eval", "lm_eval:NAME[:fewshot=5,...]", "a task of lm-evaluation-harness, or FOLDER/NAME or FILE.yaml of your own", "uphold.tasks.lm_eval:lm_eval_task"),  # noqa: E501
+    Source("bigbench", "bigbench:NAME[:shots=3,...]", "a JSON task of BIG-bench, or a folder or task.json of your own", "uphold.tasks.bigbench:bigbench_task"),  # noqa: E501
+    Source("hf", "hf:ID:prompt=...,target=...[,...]", "a Hugging Face dataset, or a folder or data file of your own", "uphold.tasks.hub:hub_task"),  # noqa: E501
+    Source("humaneval", "humaneval[:samples=10,...]", "HumanEval: programs that are run against tests", "uphold.tasks.humaneval:humaneval_task"),  # noqa: E501
+)  # fmt: skip
+FILE_FORM = "FILE.yaml"
+FILE_SUMMARY = "your own JSONL, CSV or Parquet data, a Hugging Face dataset, or options of a generated task"
+
+
+def load_task(task: str | Path | Task, progress: Progress = silent) -> Task:
     """The task that `task` names; a task is returned as it is.
 
     Args:
-        task: `demo`, `rg:NAME[:option=value,...]`, `humaneval`, or the path of a YAML task file
+        task: `demo`, a form of `SOURCES` such as `rg:NAME[:option=value,...]`, or the path of a YAML task file
             (see `uphold.tasks.text_files`).
+        progress: called while data are downloaded, which only some sources do, and only by a name that was typed.
 
     Raises:
         UsageError: there is no such task; the message suggests the nearest name.
-        DataError: the task file or its data does not fit.
+        DataError: the task file or its data does not fit, or cannot be had.
     """
     if not isinstance(task, str | Path):
         return task
     text = str(task)
-    if text.startswith(GENERATED):
-        name, _, options = text.removeprefix(GENERATED).partition(":")
-        return generated_task(name, _generated_config(text, _options(text, options)), name=text)
-    if text == "humaneval":
-        return humaneval_task()
     if text in builtin_names():
         return _builtin(text)
+    for source in SOURCES:
+        if text.startswith(f"{source.prefix}:") or (text == source.prefix and not source.named):
+            return source.load(text, progress)
     if text.endswith((".yaml", ".yml")):
+        from uphold.tasks.text_files import load_task_file
+
         return load_task_file(Path(text))
-    raise unknown_name("task", text, task_names(), "A file's name ends in .yaml; 'uphold tasks' lists the others.")
+    hint = "A file's name ends in .yaml; 'uphold tasks' lists the others."
+    prefix, colon, _ = text.partition(":")
+    if colon:
+        raise unknown_name("task source", prefix, [source.prefix for source in SOURCES], hint)
+    raise unknown_name("task", text, task_names(), hint)
 
 
 def builtin_names() -> list[str]:
@@ -52,8 +91,11 @@ def builtin_names() -> list[str]:
 
 
 def task_names() -> list[str]:
-    """Every task that has a name of its own."""
-    return [*builtin_names(), "humaneval", *(GENERATED + name for name in dataset_names())]
+    """Every task that has a name of its own and needs no download."""
+    from uphold.tasks.generated_options import registered_names
+
+    alone = [source.prefix for source in SOURCES if not source.named]
+    return [*builtin_names(), *alone, *(f"rg:{name}" for name in registered_names())]
 
 
 def _builtin_folder() -> Any:
@@ -62,36 +104,7 @@ def _builtin_folder() -> Any:
 
 def _builtin(name: str) -> FixedTask:
     """A shipped task: a YAML file that names a reasoning-gym dataset and its options."""
-    spec = dict(yaml.safe_load((_builtin_folder() / f"{name}.yaml").read_text(encoding="utf-8")))
-    dataset = spec.pop("dataset_name")
-    return generated_task(dataset, _generated_config(name, spec), name=name)
+    from uphold.tasks.text_files import load_task_file
 
-
-def _options(task: str, text: str) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        key, separator, value = part.partition("=")
-        if not separator:
-            raise UsageError(f"task '{task}': expected option=value, found '{part}'")
-        try:
-            options[key.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:
-            raise UsageError(f"task '{task}': the value of '{part}' cannot be read; quote it") from error
-    return options
-
-
-def _generated_config(task: str, options: Mapping[str, Any]) -> GeneratedConfig:
-    own = {entry.name for entry in fields(GeneratedConfig)} - {"dataset"}
-    values = {key: value for key, value in options.items() if key in own}
-    dataset = {key: value for key, value in options.items() if key not in own}
-    if values.get("kind", "generate") not in ("generate", "choice"):
-        raise unknown_name(f"kind in task '{task}'", str(values["kind"]), ("generate", "choice"))
-    for key in ("size", "train", "validation", "test", "seed"):
-        if isinstance(values.get(key, 0), int) and values.get(key, 0) < 0:
-            raise UsageError(f"task '{task}': {key} must be a whole number of at least 0, not {values[key]}")
-    if isinstance(values.get("stop"), str):
-        values["stop"] = (values["stop"],)
-    try:
-        return TypeAdapter(GeneratedConfig).validate_python({**values, "dataset": dataset})
-    except ValidationError as error:
-        raise UsageError(f"task '{task}': {validation_message(error)}") from error
+    with resources.as_file(_builtin_folder() / f"{name}.yaml") as path:
+        return load_task_file(path)

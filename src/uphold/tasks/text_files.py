@@ -1,4 +1,4 @@
-r"""Tasks from JSONL, CSV and Parquet files, described by a small YAML file.
+r"""Tasks described by a small YAML file: a template over rows of data.
 
     name: capitals
     kind: choice                       # or generate
@@ -12,7 +12,13 @@ r"""Tasks from JSONL, CSV and Parquet files, described by a small YAML file.
     tags: [region]                     # fields to slice by
     decoding: {max_new_tokens: 32, stop: ["\n"], temperature: 0}
 
-Paths are relative to the YAML file.
+Rows come from JSONL, CSV and Parquet files, whose paths are relative to the YAML file, or from a Hugging Face dataset
+(see `uphold.tasks.hub`):
+
+    data: {hf: ID, config: NAME, revision: COMMIT, splits: {train: train, test: validation}}
+
+`{choices.text}` and `{answers.text.0}` reach into nested fields. A file with `dataset_name: chain_sum` names a
+reasoning-gym dataset instead, with the options of `rg:` tasks beside it.
 """
 
 from __future__ import annotations
@@ -20,14 +26,15 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from uphold.core.errors import CorruptError, DataError, EmptyError
 from uphold.core.hashing import canonical_json
@@ -35,7 +42,16 @@ from uphold.tasks import scorers
 from uphold.tasks.base import Decoding, FixedTask, Instance, Split, divide, without_duplicates
 
 Row = Mapping[str, Any]
-_FIELD = re.compile(r"\{(\w+)\}")
+_FIELD = re.compile(r"\{(\w+(?:\.\w+)*)\}")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of data, each with a text that says where it stands."""
+
+    label: str
+    """What they are called in messages."""
+    rows: Iterable[tuple[str, Row]]
 
 
 class _Strict(BaseModel):
@@ -65,12 +81,35 @@ class SplitShares(_Strict):
         return self
 
 
+class HubData(_Strict):
+    """The `data` entry of a task whose rows are a Hugging Face dataset."""
+
+    hf: str = Field(min_length=1)
+    config: str = ""
+    revision: str = ""
+    splits: str | dict[Literal["train", "validation", "test"], str] = {}
+    """One of its splits, to be divided, or which of its splits is which; by their own names when empty."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many rows of each split, from its beginning."""
+
+
+def _kind_of_data(value: Any) -> str:
+    if isinstance(value, HubData) or (isinstance(value, dict) and "hf" in value):
+        return "hub"
+    return "files" if isinstance(value, dict) else "file"
+
+
 class TaskFile(_Strict):
     """The schema of a task file."""
 
     name: str = ""
     kind: Literal["choice", "generate"]
-    data: str | dict[Literal["train", "validation", "test"], str]
+    data: Annotated[
+        Annotated[str, Tag("file")]
+        | Annotated[dict[Literal["train", "validation", "test"], str], Tag("files")]
+        | Annotated[HubData, Tag("hub")],
+        Discriminator(_kind_of_data),
+    ]
     split: SplitShares = SplitShares()
     prompt: str
     target: str
@@ -107,18 +146,38 @@ def load_task_file(path: Path) -> FixedTask:
 
     Raises:
         DataError: the file, or a row of its data, does not fit the schema; the message says where.
+        UsageError: the file names a reasoning-gym dataset or an option that is not there.
         EmptyError: the data has no rows.
     """
+    described = read_yaml(path)
+    if isinstance(described, dict) and "dataset_name" in described:
+        return _generated(described, path)
     try:
-        spec = TaskFile.model_validate(read_yaml(path))
+        spec = TaskFile.model_validate(described)
     except ValidationError as error:
         raise DataError(f"task file {path}: {validation_message(error)}") from error
+    return task_from_rows(spec, _rows(spec, path.parent), spec.name or path.stem, f"task file {path}")
+
+
+def task_from_rows(spec: TaskFile, rows: Rows | Mapping[Split, Rows], name: str, where: str) -> FixedTask:
+    """The task that `spec` makes of rows, however they were read.
+
+    Args:
+        spec: templates, scoring and decoding; its `data` is not looked at.
+        rows: of all splits together, to be divided as `spec.split` says, or of each split.
+        name: what the task is called.
+        where: what messages call the description.
+
+    Raises:
+        DataError: a row does not fit the schema; the message says which.
+        EmptyError: there are no rows.
+    """
     if spec.kind == "choice" and spec.options is None:
-        raise DataError(f"task file {path}: a choice task needs 'options', a field name or a list")
-    splits, notes = _splits(spec, path)
+        raise DataError(f"{where}: a choice task needs 'options', a field name or a list")
+    splits, notes = _splits(spec, rows)
     scorer_name, score = ("choice.v1", scorers.choice) if spec.kind == "choice" else scorers.scorer(spec.scorer)
     return FixedTask(
-        name=spec.name or path.stem,
+        name=name,
         kind=spec.kind,
         splits=splits,
         scorer=scorer_name,
@@ -129,9 +188,30 @@ def load_task_file(path: Path) -> FixedTask:
     )
 
 
-def _splits(spec: TaskFile, path: Path) -> tuple[dict[Split, tuple[Instance, ...]], list[str]]:
+def _generated(described: Mapping[str, Any], path: Path) -> FixedTask:
+    from uphold.tasks.generated_options import generated_from_mapping
+
+    options = {str(key): value for key, value in described.items() if key not in ("name", "dataset_name")}
+    return generated_from_mapping(str(described["dataset_name"]), options, str(described.get("name") or path.stem))
+
+
+def _rows(spec: TaskFile, folder: Path) -> Rows | dict[Split, Rows]:
+    if isinstance(spec.data, HubData):
+        from uphold.tasks.hub import hub_rows
+
+        return hub_rows(spec.data, folder)
     if isinstance(spec.data, str):
-        instances, dropped = without_duplicates(_instances(spec, path.parent / spec.data))
+        return _file_rows(folder / spec.data)
+    return {split: _file_rows(folder / data) for split, data in spec.data.items()}
+
+
+def _file_rows(path: Path) -> Rows:
+    return Rows(str(path), read_rows(path))
+
+
+def _splits(spec: TaskFile, rows: Rows | Mapping[Split, Rows]) -> tuple[dict[Split, tuple[Instance, ...]], list[str]]:
+    if isinstance(rows, Rows):
+        instances, dropped = without_duplicates(_instances(spec, rows))
         order = np.random.default_rng(spec.split.seed).permutation(len(instances))
         test = round(spec.split.test * len(instances))
         validation = round(spec.split.validation * len(instances))
@@ -143,8 +223,8 @@ def _splits(spec: TaskFile, path: Path) -> tuple[dict[Split, tuple[Instance, ...
         return divide([instances[i] for i in order], sizes), _dropped_note(dropped)
     splits: dict[Split, tuple[Instance, ...]] = {}
     total_dropped = 0
-    for split, data in spec.data.items():
-        unique, dropped = without_duplicates(_instances(spec, path.parent / data))
+    for split, own in rows.items():
+        unique, dropped = without_duplicates(_instances(spec, own))
         splits[split] = tuple(unique)
         total_dropped += dropped
     return splits, _dropped_note(total_dropped)
@@ -154,9 +234,9 @@ def _dropped_note(dropped: int) -> list[str]:
     return [f"{dropped} duplicate instances were left out"] if dropped else []
 
 
-def _instances(spec: TaskFile, data: Path) -> Iterator[Instance]:
+def _instances(spec: TaskFile, data: Rows) -> Iterator[Instance]:
     empty = True
-    for where, row in read_rows(data):
+    for where, row in data.rows:
         empty = False
         instance = _instance(spec, row, where)
         try:
@@ -165,7 +245,7 @@ def _instances(spec: TaskFile, data: Path) -> Iterator[Instance]:
             raise CorruptError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is not text") from error
         yield instance
     if empty:
-        raise EmptyError(f"{data} has no rows: there is nothing to ask")
+        raise EmptyError(f"{data.label} has no rows: there is nothing to ask")
 
 
 def _instance(spec: TaskFile, row: Row, where: str) -> Instance:
@@ -206,9 +286,25 @@ def _fill(template: str, row: Row, where: str) -> str:
 
 
 def _field(row: Row, name: str, where: str) -> Any:
-    if row.get(name) is None:
+    value = row.get(name)
+    if value is None and "." in name:
+        value = _nested(row, name)
+    if value is None:
         raise DataError(f"{where}: no field '{name}'; it has {', '.join(sorted(map(str, row))) or 'no fields'}")
-    return row[name]
+    return value
+
+
+def _nested(row: Row, name: str) -> Any:
+    """What the steps of `a.b.0` lead to, None where a step leads nowhere."""
+    value: Any = row
+    for step in name.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(step)
+        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            return None
+    return value
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:

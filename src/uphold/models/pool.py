@@ -1,0 +1,67 @@
+"""Models on loan, one base in memory at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from uphold.models.encode import Encoder
+from uphold.models.endpoint_reference import is_endpoint, parse_endpoint
+from uphold.models.engine import EndpointEngine, Engine, LocalEngine, Meter
+from uphold.models.fingerprint import files_fingerprint
+from uphold.models.load import Loaded, ModelLike, attach_adapter, load, load_base
+from uphold.models.reference import ModelFiles, find_model
+
+
+class ModelPool:
+    """Lends models one after the other.
+
+    Models that share a base and differ by adapters are served by one base in memory: asking for the next one takes the
+    adapter of the last one off, so a `Loaded` from here is good until the next call of `load`. Models with one
+    tokenizer share what was tokenised.
+    """
+
+    def __init__(self, device_map: str | None = None) -> None:
+        """Start empty.
+
+        Args:
+            device_map: how a model is spread over several devices (accelerate's `auto`, `balanced`, `sequential`); None
+                puts it on one.
+        """
+        self.device_map = device_map
+        self._base: Any = None
+        self._tokenizer: Any = None
+        self._key: tuple[Any, ...] = ()
+        self._encoders: dict[str, Encoder] = {}
+
+    def engine(self, model: ModelLike, batch_tokens: int, meter: Meter | None = None) -> Engine:
+        """`model` ready to be asked; a reference is loaded only if it is not here already."""
+        if is_endpoint(model):
+            return EndpointEngine(parse_endpoint(model), meter)
+        loaded = self.load(model)
+        encoder = self._encoders.setdefault(str(loaded.fingerprint["tokenizer"]), Encoder(loaded.tokenizer))
+        return LocalEngine(loaded, batch_tokens, encoder, meter)
+
+    def load(self, model: ModelLike) -> Loaded:
+        """`model` loaded; see `uphold.models.load.load` for the errors."""
+        if not isinstance(model, str | Path):
+            return load(model)
+        files = find_model(model)
+        fingerprint = files_fingerprint(files)
+        key = (fingerprint["weights"], fingerprint["config"], fingerprint["tokenizer"])
+        if self._key != key:
+            self._release()
+            self._base, self._tokenizer = load_base(files, self.device_map)
+            self._key = key
+        return Loaded(self._dressed(files, fingerprint), self._tokenizer, files.name, fingerprint, files)
+
+    def _dressed(self, files: ModelFiles, fingerprint: dict[str, Any]) -> Any:
+        """The base with the adapter that `files` names, and no other."""
+        if hasattr(self._base, "peft_config"):
+            self._base = self._base.unload()
+        if files.adapter is not None:
+            self._base = attach_adapter(self._base, files, fingerprint["weights"])
+        return self._base.eval()
+
+    def _release(self) -> None:
+        self._base, self._tokenizer, self._key = None, None, ()
