@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -250,6 +251,95 @@ def test_kill_9_leaves_whole_parts_only(tmp_path: Path) -> None:
     write_parts(whole, range(100))
 
     assert content(writer.finish(100).path)["records.parquet"] == content(whole.finish(100).path)["records.parquet"]
+
+
+# ---- claimed by one process at a time ----
+
+
+def test_a_claimed_run_is_waited_for(store: RunStore) -> None:
+    told: list[str] = []
+    order: list[str] = []
+
+    def second() -> None:
+        with store.claim(FINGERPRINT, lambda: told.append("waiting")):
+            order.append("second")
+
+    with store.claim(FINGERPRINT, lambda: told.append("never")):
+        thread = threading.Thread(target=second)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.005)
+        order.append("first")
+    thread.join(10)
+
+    assert told == ["waiting"]
+    assert order == ["first", "second"]
+
+
+def test_other_runs_are_not_waited_for_and_names_do_not_count(store: RunStore) -> None:
+    told: list[str] = []
+    with (
+        store.claim(FINGERPRINT, lambda: told.append("one")),
+        store.claim(changed("seed", 1), lambda: told.append("other")),
+    ):
+        assert told == []
+    with store.claim(changed("model.name", "the same weights"), lambda: told.append("again")):
+        assert told == []
+    claims = list((store.root / ".claims").iterdir())
+    assert {path.name for path in claims} == {f"{run_key(one)}.lock" for one in (FINGERPRINT, changed("seed", 1))}
+
+
+def test_an_error_gives_a_claim_up(store: RunStore) -> None:
+    with pytest.raises(KeyboardInterrupt), store.claim(FINGERPRINT, lambda: None):
+        raise KeyboardInterrupt
+    with store.claim(FINGERPRINT, lambda: pytest.fail("still claimed")):
+        pass
+
+
+CLAIMS = f"""
+import sys, time
+from pathlib import Path
+from uphold.core.runs import RunStore
+with RunStore(Path(sys.argv[1])).claim({FINGERPRINT}, lambda: None):
+    print("claimed", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_process_that_is_killed_gives_its_claim_up(store: RunStore) -> None:
+    process = subprocess.Popen([sys.executable, "-c", CLAIMS, str(store.root)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "claimed\n"
+    told: list[float] = []
+
+    def waiting() -> None:
+        told.append(time.monotonic())
+        process.send_signal(signal.SIGKILL)
+
+    with store.claim(FINGERPRINT, waiting):
+        assert len(told) == 1
+        assert time.monotonic() - told[0] < 5
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_claims_are_no_runs(store: RunStore) -> None:
+    with store.claim(FINGERPRINT, lambda: None):
+        assert store.find(FINGERPRINT) is None
+        write_parts(store.writer(FINGERPRINT), range(2))
+        store.writer(FINGERPRINT).finish(2)
+    assert store.find(FINGERPRINT) is not None
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file where the folder should be")
+
+    with (
+        pytest.raises(StorageError, match="cannot write"),
+        RunStore(tmp_path / "store").claim(FINGERPRINT, lambda: None),
+    ):
+        pass
 
 
 # ---- damaged and refused ----

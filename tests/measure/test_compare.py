@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,11 @@ from tests.conftest import make_record, make_run, write_task
 from uphold.core.errors import NotComparableError, UsageError
 from uphold.core.runs import RunStore
 from uphold.measure.compare import compare
-from uphold.measure.evaluate import Batching, evaluate
+from uphold.measure.evaluate import Tally, evaluate
+from uphold.measure.executors import LocalExecutor
+from uphold.measure.jobs import Batching
+from uphold.models import pool
+from uphold.models.load import load
 from uphold.tasks.load import load_task
 
 
@@ -32,6 +37,73 @@ def test_two_models_print_the_same_twice(model_v1: Path, model_v2: Path, task_fi
     second = compare(model_v1, model_v2, task_file, store=RunStore(tmp_path / "b"))
 
     assert str(first) == str(second)
+
+
+def test_the_old_model_is_loaded_once_and_asked_twice(
+    model_v1: Path, model_v2: Path, task_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    load_base = pool.load_base
+
+    def counted(files: Any, *rest: Any) -> Any:
+        loads.append(files.base.name)
+        return load_base(files, *rest)
+
+    monkeypatch.setattr(pool, "load_base", counted)
+    tally, told = Tally(), []
+
+    comparison = compare(model_v1, model_v2, task_file, tally=tally, progress=lambda what, *_: told.append(what))
+
+    assert loads == ["v1", "v2"]
+    assert (tally.instances, tally.stored) == (90, 0)
+    assert list(dict.fromkeys(told)) == ["old model", "old model again (noise floor)", "new model"]
+    assert comparison.again is not None
+    assert comparison.again.fingerprint["batching"]["reverse"]
+    assert comparison["nfr"].floor == 0.0  # on a CPU no number depends on the batch
+
+    compare(model_v1, model_v2, task_file, tally=tally)
+    assert loads == ["v1", "v2"]
+    assert (tally.instances, tally.stored) == (90, 90)
+
+
+def test_the_noise_floor_of_sampled_answers_takes_another_seed(model_v1: Path, model_v2: Path, tmp_path: Path) -> None:
+    decoding = {"max_new_tokens": 4, "temperature": 1.0}
+    task = write_task(tmp_path, kind="generate", options=None, scorer="exact.v1", decoding=decoding)
+
+    comparison = compare(model_v1, model_v2, task, seed=5)
+
+    assert comparison.again is not None
+    assert (comparison.old.fingerprint["seed"], comparison.new.fingerprint["seed"]) == (5, 5)
+    assert comparison.again.fingerprint["seed"] == 6
+
+
+def test_an_executor_does_the_work(model_v1: Path, model_v2: Path, task_file: Path) -> None:
+    class Elsewhere(LocalExecutor):
+        side_by_side = True
+        units = 0
+
+        def numerics(self) -> Any:
+            return {"device": "cpu", "dtype": "torch.float32", "attention": "eager"}
+
+        def answers(self, jobs: Any, units: Any, heard: Any) -> Any:
+            self.units += len(units)
+            yield from super().answers(jobs, units, heard)
+
+    work = Elsewhere()
+    comparison = compare(model_v1, model_v2, task_file, executor=work)
+
+    assert work.units == 3
+    assert comparison.new.fingerprint["model"]["attention"] == "eager"
+    with pytest.raises(NotComparableError, match="one and the same model"):
+        compare(model_v1, str(model_v1), task_file, executor=work)
+
+
+def test_loaded_models_are_the_models_they_were_loaded_from(model_v1: Path, model_v2: Path, task_file: Path) -> None:
+    by_name = compare(model_v1, model_v2, task_file, noise_floor=False)
+    loaded = compare(load(model_v1), load(model_v2), load_task(task_file), noise_floor=False)
+
+    assert (loaded.old.sha256, loaded.new.sha256) == (by_name.old.sha256, by_name.new.sha256)
+    assert loaded.old.path == by_name.old.path  # found in the store
 
 
 def test_the_noise_floor_can_be_left_out(model_v1: Path, model_v2: Path, task_file: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from uphold.models import token_tree
-from uphold.models.token_tree import HEADER_COST, Group, Request, TokenTree, batches, grow, rounded, share_headers
+from uphold.models.token_tree import HEADER_COST, KEYS, Group, Request, TokenTree, batches, grow, rounded, share_headers
 
 tokens = st.integers(0, 2)
 requests = st.lists(
@@ -276,6 +276,13 @@ def test_rows_of_like_length_share_a_batch_up_to_the_budget() -> None:
     assert list(batches(chains, [], 0, 8, 64, 99)) == []
 
 
+def test_a_long_header_stands_in_memory_once_for_every_row() -> None:
+    chains = [stem(*range(100), number) for number in range(9)]  # two more tokens each behind the header of 100
+
+    assert list(batches(chains, range(9), 100, 8, 64, 99)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]  # 4 * 108 of 512 keys
+    assert list(batches(chains, range(9), 20, 8, 999, 99)) == [list(range(9))]
+
+
 def test_chains_and_branching_trees_stand_apart() -> None:
     branching = grow([Request((1,), (2, 3)), Request((1,), (4, 5))])
 
@@ -295,6 +302,9 @@ def test_batches_hold_each_member_once_within_both_budgets(
     members = data.draw(st.lists(st.sampled_from(range(len(trees))), unique=True))
     header = data.draw(st.integers(0, min((trees[index].trunk for index in members), default=0)))
 
+    def fits(rows: int, length: int) -> bool:
+        return rows * length <= budget and rows * (header + length) <= KEYS * budget
+
     cut = list(batches(trees, members, header, alignment, budget, predictions))
 
     assert sorted(index for batch in cut for index in batch) == sorted(members)
@@ -304,7 +314,7 @@ def test_batches_hold_each_member_once_within_both_budgets(
         assert len(keys) == 1
         ((length, _),) = keys
         needed = sum(trees[index].needed for index in batch)
-        assert len(batch) == 1 or (len(batch) * length <= budget and needed <= predictions)
+        assert len(batch) == 1 or (fits(len(batch), length) and needed <= predictions)
         shapes.append((*keys, length, needed))
     # A batch ends only where the next tree would not have fitted.
     for (key, length, needed), batch, (next_key, _, _), following in zip(
@@ -312,7 +322,7 @@ def test_batches_hold_each_member_once_within_both_budgets(
     ):
         if key == next_key:
             more = needed + trees[following[0]].needed
-            assert (len(batch) + 1) * length > budget or more > predictions
+            assert not fits(len(batch) + 1, length) or more > predictions
 
 
 @pytest.mark.parametrize(("size", "alignment", "padded"), [(1, 8, 8), (8, 8, 8), (9, 8, 16), (5, 1, 5), (0, 8, 0)])

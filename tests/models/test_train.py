@@ -16,7 +16,7 @@ import torch
 from uphold.core.errors import CorruptError, EmptyError, ModelError, UsageError
 from uphold.models import train as loop
 from uphold.models.adapter import fresh_adapter
-from uphold.models.encode import Encoded, collate, encode_answers
+from uphold.models.encode import Encoded, Encoder, collate
 from uphold.models.fingerprint import module_fingerprint
 from uphold.models.load import load
 from uphold.models.train import Schedule, StepLoss, chosen_epoch, cross_entropy, predictions, train
@@ -26,7 +26,7 @@ TEXTS = [("a=", "1"), ("b=", "2"), ("c=", "3"), ("d=", "4"), ("ab=", "12"), ("cd
 
 
 def rows(model: Path) -> list[Encoded]:
-    return encode_answers(load(model).tokenizer, [p for p, _ in TEXTS], [a for _, a in TEXTS])
+    return Encoder(load(model).tokenizer).pairs(TEXTS)
 
 
 def run(

@@ -17,7 +17,7 @@ from uphold.core.errors import CorruptError, DataError, EmptyError, UpholdError,
 from uphold.core.hashing import sha256_of_file
 from uphold.core.progress import silent
 from uphold.tasks import bigbench_archive as archive
-from uphold.tasks.base import SPLITS, FixedTask, Instance, split_sizes
+from uphold.tasks.base import SPLITS, FixedTask, Instance, split_sizes, task_fingerprint
 from uphold.tasks.bigbench import bigbench_task
 from uphold.tasks.load import load_task
 
@@ -177,6 +177,15 @@ def test_a_larger_train_split_or_more_shots_leave_the_test_split_alone(tmp_path:
     assert bigbench_task(path, test=20, train=70, validation=0).instances("test") == plain
     with_header = bigbench_task(path, test=20, shots=3).instances("test")
     assert [instance.target for instance in with_header] == [instance.target for instance in plain]
+
+
+def test_what_runs_are_compared_by_does_not_depend_on_other_splits(tmp_path: Path) -> None:
+    examples = [{"input": str(n), "target": ["x" * n, "y"]} for n in range(1, 100)]
+    path = str(write_task(tmp_path, examples, "exact_str_match"))
+    few, many = (bigbench_task(path, test=20, train=train, validation=0) for train in (5, 79))
+
+    assert task_fingerprint(few, "test") == task_fingerprint(many, "test")
+    assert few.decoding.max_new_tokens == 99
 
 
 def test_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -353,9 +362,7 @@ def test_subtasks_have_headers_of_their_own(tmp_path: Path) -> None:
 def test_subtasks_that_prefer_different_metrics_are_not_mixed(tmp_path: Path) -> None:
     folder = container(tmp_path, examples=choice_examples(), metric="multiple_choice_grade")
 
-    with pytest.raises(
-        UsageError, match=r"parts that prefer exact_str_match and multiple_choice_grade: choose one part, as one"
-    ):
+    with pytest.raises(UsageError, match=r"prefer exact_str_match and .*: choose one part, as .*/one, or one metric="):
         bigbench_task(folder)
     assert bigbench_task(f"{folder}/two").kind == "choice"
 
@@ -402,12 +409,15 @@ def test_a_file_that_does_not_fit_is_one_line(tmp_path: Path, changes: dict[str,
         ("train=-1", "train must be a whole number of at least 0, not -1"),
         ("limit=0", "limit at least 1"),
         ("metric=bleurt", "metric 'bleurt' needs a model of its own; .* can be scored by multiple_choice_grade"),
+        ("max_new_tokens=0,metric=exact_str_match", "decoding needs max_new_tokens >= 1"),
         ("metric=acc", "metric 'acc' is unknown; .* can be scored by multiple_choice_grade"),
     ],
 )
 def test_options_that_cannot_be_meant(tmp_path: Path, options: str, message: str) -> None:
+    path = write_task(tmp_path, [example | {"target": "green"} for example in choice_examples()])
+
     with pytest.raises(UpholdError, match=message) as caught:
-        load_task(f"bigbench:{write_task(tmp_path)}:{options}")
+        load_task(f"bigbench:{path}:{options}")
     assert "\n" not in str(caught.value)
 
 

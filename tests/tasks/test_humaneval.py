@@ -40,7 +40,7 @@ def test_the_164_problems_are_a_test_split() -> None:
     first = task.instances("test")[0]
     assert first.tags == {"task_id": "HumanEval/0"}
     assert "def has_close_elements(" in first.prompt
-    assert first.target.startswith("    ")
+    assert first.target.startswith("\n    ")
     assert "def check(candidate)" in first.extra["test"]
     assert (task.scorer, task.delimiter, task.notes) == ("humaneval.v1", "", ())
     assert (task.decoding.temperature, task.decoding.top_p, task.decoding.max_new_tokens) == (0.0, 1.0, 256)
@@ -64,16 +64,16 @@ def test_gold_answers_pass() -> None:
 
 
 WRONG = {
-    "a wrong value": "    return True\n",
+    "a wrong value": "\n    return True\n",
     "no body": "",
-    "no Python": "    return (((\n",
+    "no Python": "\n    return (((\n",
     "an exception": "    raise ValueError\n",
     "an endless loop": "    while True: pass\n",
     "leaves early": "    import sys; sys.exit(0)\n",
     "leaves at once": "    import os; os._exit(0)\n",
-    "does not wait for the tests": "    return True\nimport sys\nsys.exit(0)\n",
-    "tests itself": "    return True\ndef check(candidate): pass\n",
-    "strange text": "    return '\0\ud800'\n",
+    "does not wait for the tests": "\n    return True\nimport sys\nsys.exit(0)\n",
+    "tests itself": "\n    return True\ndef check(candidate): pass\n",
+    "strange text": "\n    return '\0\ud800'\n",
 }
 
 
@@ -88,7 +88,7 @@ def test_wrong_answers_are_wrong_and_no_errors(output: str) -> None:
 @pytest.mark.usefixtures("runnable")
 def test_an_answer_that_needs_more_time_than_it_is_given_is_wrong() -> None:
     add = problem(humaneval_task(), 53)
-    slow = "    return x + y\nimport time\ntime.sleep(0.5)\n"
+    slow = "\n    return x + y\nimport time\ntime.sleep(0.5)\n"
 
     assert humaneval_task(timeout_s=10).score(add, slow).correct is True
     assert humaneval_task(timeout_s=0.2).score(add, slow).correct is False

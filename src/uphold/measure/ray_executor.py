@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
+import secrets
 import signal
 import socket
 import threading
@@ -13,12 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import chain
 from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from uphold.core.errors import ModelError, UpholdError, UsageError
+from uphold.core.errors import ModelError, UsageError
 from uphold.core.records import Record
 from uphold.measure.answer import answer
 from uphold.measure.executors import Answered, LocalExecutor, Unit
@@ -50,25 +51,14 @@ class Shipped(NamedTuple):
     job: Job
     model: dict[str, Any]
     """The fingerprint of its model on the machine that asks."""
+    folder: str
+    """What relative references are relative to."""
 
 
 class Worker:
     """Lives in a process of the cluster; keeps its model and its job from one unit to the next."""
 
-    def __init__(self, device_map: str | None, threads: int, folder: str) -> None:
-        """Prepare.
-
-        Args:
-            device_map: see `ModelPool`.
-            threads: of a forward pass on a CPU; 0 leaves it to torch.
-            folder: what relative references are relative to, where it exists here.
-        """
-        import torch
-
-        if threads:
-            torch.set_num_threads(threads)
-        if os.path.isdir(folder):
-            os.chdir(folder)
+    def __init__(self, device_map: str | None) -> None:
         self._pool = ModelPool(device_map)
         self._meter = Meter()
         self._at: tuple[str, Job, Engine] | None = None
@@ -92,7 +82,9 @@ class Worker:
             import ray
 
             self._at = None
-            job, expected = ray.get(shipped[0])
+            job, expected, folder = ray.get(shipped[0])
+            if os.path.isdir(folder):
+                os.chdir(folder)
             check_same_model(job.model, expected, fingerprint_of(job.model))
             self._at = (key, job, self._pool.engine(job.model, job.batching.tokens, self._meter))
         _, job, engine = self._at
@@ -140,11 +132,10 @@ def crew(nodes: Sequence[Mapping[str, float]], spread: bool = False, model_bytes
     if any(gpus):
         each = min(count for count in gpus if count) if spread else 1
         return Crew(sum(count // each for count in gpus), 0, each)
-    need = WORKER_BYTES + model_bytes
-    # Ray's `memory` is what is left for work; where it says nothing, cores alone decide.
-    rooms = [(int(node.get("CPU", 0)), max(1, int(node.get("memory", need * 1e6) // need))) for node in nodes]
-    cores = max((-(-cpus // fit) for cpus, fit in rooms), default=1) or 1
-    return Crew(max(1, sum(cpus // cores for cpus, _ in rooms)), cores, 0)
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    fitting = [max(1, int(node.get("memory", 0) // (WORKER_BYTES + model_bytes))) for node in nodes]
+    cores = max([1, *(math.ceil(count / fits) for count, fits in zip(cpus, fitting, strict=True))])
+    return Crew(max(1, sum(count // cores for count in cpus)), cores, 0)
 
 
 def model_bytes(model: ModelLike) -> int:
@@ -167,7 +158,7 @@ class Queue:
             models: of each job.
             units: in the order of their jobs.
         """
-        self._models = models
+        self.models = models
         self._waiting = list(units)
 
     def __len__(self) -> int:
@@ -180,9 +171,9 @@ class Queue:
             holding: the model in the worker's memory.
             others: the models of the other workers.
         """
-        left = Counter(self._models[unit.job] for unit in self._waiting)
+        left = Counter(self.models[unit.job] for unit in self._waiting)
         model = holding if holding in left else max(left, key=lambda name: left[name] / (1 + others.count(name)))
-        unit = next(unit for unit in self._waiting if self._models[unit.job] == model)
+        unit = next(unit for unit in self._waiting if self.models[unit.job] == model)
         self._waiting.remove(unit)
         return unit
 
@@ -295,36 +286,180 @@ class RayExecutor:
                 self._hand_out(queue, shipped, busy)
                 # The workers are busy again while these are stored.
                 yield from done
-                done = self._collected(queue, busy, losses)
+                done, failure = self._collected(queue, busy, losses)
+                if failure is not None:
+                    yield from done
+                    raise failure
             yield from done
         finally:
             self._dismiss([hand for hand, _ in busy.values()])
 
     def _ship(self, job: Job) -> Any:
+        # Cut here, and remembered by the job: on a worker, other constants might cut other parts.
+        assert job.parts
         try:
-            return self._ray.put(Shipped(job, fingerprint_of(job.model)))
+            return self._ray.put(Shipped(job, fingerprint_of(job.model), os.getcwd()))
         except TypeError as error:
             raise UsageError(
-                f"the task '{job.task.name}' cannot be sent to other processes ({_first_line(error)}): "
-                "take the local executor"
+                f"the task '{job.task.name}' cannot be sent to other processes "
+                f"({_first_line(error.__cause__ or error)}): take the local executor"
             ) from error
 
     def _hand_out(self, queue: Queue, shipped: Mapping[int, Any], busy: _Busy) -> None:
         while queue and self._idle:
-            # Those first that can go on with their model.
             hand = self._idle.pop()
-            others = [other.model for other in chain(self._idle, (hand for hand, _ in busy.values()))]
-            unit = queue.take(hand.model, others)
+            unit = queue.take(
+                hand.model, [*(one.model for one in self._idle), *(one.model for one, _ in busy.values())]
+            )
+            hand.model = queue.models[unit.job]
             busy[hand.actor.answer.remote([shipped[unit.job]], unit.part).future()] = (hand, unit)
 
-    def _collected(self, queue: Queue, busy: _Busy, losses: Counter[Unit]) -> list[Answered]:
-        return []
+    def _collected(self, queue: Queue, busy: _Busy, losses: Counter[Unit]) -> tuple[list[Answered], Exception | None]:
+        """What has been answered, and what went wrong; a unit whose worker was lost is put back into the queue."""
+        done: list[Answered] = []
+        failure: Exception | None = None
+        for future in self._ended(busy):
+            hand, unit = busy.pop(future)
+            try:
+                records, tokens = future.result()
+            except self._ray.exceptions.RayTaskError as error:
+                self._idle.append(hand)
+                failure = error.cause or error
+            except self._ray.exceptions.RayError as error:
+                # Perhaps it is only out of reach, or its answer is lost: another one takes its place.
+                self._dismiss([hand])
+                losses[unit] += 1
+                queue.give_back(unit)
+                if losses[unit] == TRIES:
+                    failure = ModelError(
+                        f"a worker was lost {TRIES} times on the same part: it may need more memory than there is; "
+                        "what was finished is kept"
+                    )
+                    failure.__cause__ = error
+            else:
+                self._idle.append(hand)
+                done.append(Answered(unit, records, tokens))
+        return done, failure
 
     def _ended(self, busy: _Busy) -> list[Future[Any]]:
-        return []
+        """Calls of `busy` that have ended, once there are some or a worker has started."""
+        # Not with `ray.wait`, which hears of Ctrl-C only when it is over.
+        ended, _ = wait([*self._starting, *busy], None if busy else START_S, FIRST_COMPLETED)
+        if not ended:
+            raise UsageError(
+                f"the Ray cluster started no worker in {START_S:.0f} s: 'ray status' says what it is busy with"
+            )
+        for future in ended & self._starting.keys():
+            self._join(future)
+        return [future for future in ended if future in busy]
 
-    def _staff(self, room: Crew, wanted: int, busy: int) -> None: ...
+    def _join(self, future: Future[Any]) -> None:
+        """Take on a worker that has started.
 
-    def _room(self, jobs: Sequence[Job]) -> Crew: ...
+        Raises:
+            UsageError: it cannot start, or computes in another way than this process or other workers.
+        """
+        hand = self._starting.pop(future)
+        try:
+            facts = future.result()
+        except self._ray.exceptions.RayError as error:
+            self._lost_starts += 1
+            if self._lost_starts < TRIES and not getattr(error, "actor_init_failed", True):
+                return
+            raise UsageError(
+                f"a worker of the Ray cluster cannot start ({_last_line(error)}): install the same packages on every "
+                "machine"
+            ) from error
+        self._lost_starts = 0
+        ours = library_versions()
+        for name, theirs in facts["versions"].items():
+            if theirs != ours.get(name):
+                raise UsageError(
+                    f"a worker has {name} {theirs}, this process {ours.get(name)}: install the same everywhere"
+                )
+        if self._numerics and facts["numerics"] != self._numerics:
+            raise UsageError(
+                f"some workers compute with {_words(self._numerics)}, some with {_words(facts['numerics'])}: "
+                "their numbers differ, use one kind of machine"
+            )
+        self._numerics = facts["numerics"]
+        self._idle.append(hand)
 
-    def _dismiss(self, hands: Sequence[_Hand]) -> None: ...
+    def _room(self, jobs: Sequence[Job]) -> Crew:
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return crew(nodes, self._device_map is not None, max((model_bytes(job.model) for job in jobs), default=0))
+
+    def _staff(self, room: Crew, wanted: int, busy: int) -> None:
+        """Have as many workers as there is room for, but no more than are wanted; `busy` of them are at work."""
+        if (room.cpus, room.gpus) != (self._crew.cpus, self._crew.gpus):
+            self._dismiss([*self._idle, *self._starting.values()])
+            self._idle, self._starting = [], {}
+        self._crew = room
+        # Not by `max_restarts`: a worker that Ray restarts refuses what it is asked meanwhile.
+        remote = self._ray.remote(num_cpus=room.cpus, num_gpus=room.gpus, max_restarts=0)(Worker)
+        for _ in range(min(room.workers, wanted) - len(self._idle) - len(self._starting) - busy):
+            actor = remote.remote(self._device_map)
+            self._starting[actor.facts.remote().future()] = _Hand(actor)
+
+    def _dismiss(self, hands: Sequence[_Hand]) -> None:
+        if self._ray.is_initialized():
+            for hand in hands:
+                self._ray.kill(hand.actor)
+
+
+def _connected(address: str | None) -> tuple[Any, bool]:
+    """The module `ray`, connected, and whether it was connected here."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns where it is not set
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        return ray, False
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(where)
+    if where == "local":
+        # Without one, Ray leaves a secret in the home folder, and from then on asks for it elsewhere.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        what = "no Ray cluster can be started here" if where == "local" else f"no Ray cluster at '{where}'"
+        raise UsageError(f"{what}: {_first_line(error)}") from error
+    finally:
+        # Ray takes over how this process ends.
+        if terminate is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)
+    # Ray prints what it hears from its own processes to stdout, where our result goes.
+    ray._private.worker._worker_logs_enabled = False
+    return ray, True
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse at once what Ray would try for minutes."""
+    if address in ("local", "auto"):
+        return
+    if "://" in address:
+        raise UsageError(
+            f"'{address}': expected host:port of a Ray cluster that this machine belongs to; "
+            "'ray job submit' runs the same command from elsewhere"
+        )
+    try:
+        place = urlsplit(f"//{address}")
+        socket.create_connection((place.hostname or "", place.port or 0), REACH_S).close()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no Ray cluster at '{address}' ({_first_line(error)}): expected host:port, as 'ray start' shows it"
+        ) from error
+
+
+def _words(values: Mapping[str, str]) -> str:
+    return ", ".join(values.values())
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _last_line(error: BaseException) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

@@ -142,9 +142,28 @@ def reads_masks(model: PreTrainedModel) -> bool:
             plain, ours = _probe_rows(model, ids), _probe_tree(model, ids)
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError):
         return False
-    # bfloat16 and float16 round at every layer; a wrong mask moves predictions by far more than this.
-    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.15
-    return plain.shape == ours.shape and bool((plain - ours).abs().max() < tolerance)
+    return plain.shape == ours.shape and bool((plain - ours).abs().max() < _tolerance(model))
+
+
+def reads_padding(model: PreTrainedModel) -> bool:
+    """Whether the model gives the same prediction for a row that is padded on the left, and masked there."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    ids = torch.tensor([[(7919 * index + 13) % vocabulary for index in range(4)]], device=model.device)
+    padded = torch.cat([torch.zeros_like(ids[:, :2]), ids], dim=1)
+    mask = torch.ones_like(padded)
+    mask[:, :2] = 0
+    arguments: dict[str, Any] = {"input_ids": padded, "attention_mask": mask, "use_cache": False}
+    if "position_ids" in accepted_arguments(model):
+        arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    row = torch.tensor([0])
+    plain = predictions(model, {"input_ids": ids, "use_cache": False}, row, torch.tensor([3])).float().log_softmax(-1)
+    ours = predictions(model, arguments, row, torch.tensor([5])).float().log_softmax(-1)
+    return bool((plain - ours).abs().max() < _tolerance(model))
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    """bfloat16 and float16 round at every layer; a wrong mask moves predictions by far more than this."""
+    return 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.15
 
 
 def _probe_rows(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:

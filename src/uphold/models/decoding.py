@@ -60,16 +60,17 @@ class Sampling:
 class Answer:
     """One answer in the making."""
 
-    def __init__(self, ending: Ending) -> None:
+    def __init__(self, ending: Ending, most: int | None = None) -> None:
+        """Begin; `most` tokens end the answer where the model has no room for as many as were asked for."""
         self.tokens: list[int] = []
         self.text: str | None = None
         """The finished text; None while it goes on."""
-        self._ending = ending
+        self._ending, self._most = ending, most
 
     def add(self, token: int) -> bool:
         """Append a token; whether the answer has ended with it."""
         self.tokens.append(token)
-        self.text = self._ending.text(self.tokens)
+        self.text = self._ending.text(self.tokens, self._most)
         return self.text is not None
 
 
@@ -86,15 +87,16 @@ class Ending:
         # tokens without text of their own.
         self._tail = max((len(stop.encode()) for stop in sampling.stop), default=0) + 8
 
-    def text(self, tokens: Sequence[int]) -> str | None:
-        """The finished text, or None while the answer goes on."""
+    def text(self, tokens: Sequence[int], most: int | None = None) -> str | None:
+        """The finished text, or None while the answer goes on; it ends at `most` tokens, too, where that is given."""
         if tokens[-1] in self._ends:
             return self._cut(tokens[:-1])[0]
         if self._sampling.stop and self._cut(tokens[-self._tail :])[1]:
             text, stopped = self._cut(tokens)
             if stopped:
                 return text
-        return self._cut(tokens)[0] if len(tokens) >= self._sampling.max_new_tokens else None
+        limit = min(self._sampling.max_new_tokens, most or self._sampling.max_new_tokens)
+        return self._cut(tokens)[0] if len(tokens) >= limit else None
 
     def _cut(self, tokens: Sequence[int]) -> tuple[str, bool]:
         text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))

@@ -1,8 +1,8 @@
 """Text from a model: the generation engine.
 
 Models that take masks of ours decode in slots that are refilled (`slots`). Others decode in fixed batches, padded on
-the left, with explicit positions where the model takes them. Either way a row's tokens do not depend on its neighbours,
-and a sampled row draws from a generator of its own.
+the left, with explicit positions where the model takes them; a model that overlooks padding gets one row at a time.
+Either way a row's tokens do not depend on its neighbours, and a sampled row draws from a generator of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from uphold.models.attention import accepted_arguments, attention_window, max_length, reads_masks
+from uphold.models.attention import accepted_arguments, attention_window, max_length, reads_masks, reads_padding
 from uphold.models.decoding import Answer, Ending, Generated, Sampling
 from uphold.models.encode import Encoder
 from uphold.models.slots import Prompt, SlotDecoder
@@ -39,6 +39,7 @@ class GenerationEngine:
         """
         self.model, self.encoder, self.batch_tokens, self.meter = model, encoder, batch_tokens, meter
         self._reads_masks: bool | None = None
+        self._reads_padding: bool | None = None
 
     def write(self, prompts: Sequence[str], sampling: Sampling, keys: Sequence[str] = ()) -> list[Generated]:
         """Continue each prompt, in order.
@@ -54,10 +55,8 @@ class GenerationEngine:
         if not prompts:
             return []
         encoded = self.encoder.prompts(prompts)
-        room = max_length(self.model)
-        longest = None if room is None else max(1, room - sampling.max_new_tokens)
         waiting = [
-            Prompt(index, ids if longest is None else ids[-longest:], sampling.generator(key))
+            self._prompt(index, ids, sampling, key)
             for index, (ids, key) in enumerate(zip(encoded, keys or prompts, strict=True))
         ]
         # Long prompts first: the last slots to fall empty then hold the shortest rows.
@@ -68,17 +67,30 @@ class GenerationEngine:
             found[prompt.index] = Generated(answer.text or "", len(prompt.tokens) + len(answer.tokens), cut)
         return [found[index] for index in range(len(prompts))]
 
+    def _prompt(self, index: int, ids: Sequence[int], sampling: Sampling, key: str) -> Prompt:
+        """A prompt cut from the left to fit the model: half of its room at least is the prompt's."""
+        room = max_length(self.model)
+        if room is None:
+            return Prompt(index, ids, sampling.generator(key))
+        kept = ids[-max(1, room - sampling.max_new_tokens, room // 2) :]
+        # The last token written is not read, so it needs no room.
+        return Prompt(index, kept, sampling.generator(key), room + 1 - len(kept))
+
     def _run(self, waiting: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[Prompt, Answer]]:
         if self._reads_masks is None:
             self._reads_masks = reads_masks(self.model)
         ending = Ending(self.model, self.encoder.tokenizer, sampling)
         capacity = max(len(prompt.tokens) for prompt in waiting) + sampling.max_new_tokens
+        capacity = min(capacity, max_length(self.model) or capacity)
         window = attention_window(self.model)
         rows = max(1, min(self.batch_tokens // 64, 16 * self.batch_tokens // capacity, len(waiting)))
         if self._reads_masks and (window is None or capacity <= window):
             decoder = SlotDecoder(self.model, ending, sampling, rows, capacity, self.meter)
             yield from decoder.run(waiting, _header(waiting))
             return
+        if self._reads_padding is None:
+            self._reads_padding = reads_padding(self.model)
+        rows = rows if self._reads_padding else 1
         for start in range(0, len(waiting), rows):
             yield from self._padded(waiting[start : start + rows], ending, sampling)
 
@@ -91,7 +103,7 @@ class GenerationEngine:
             input_ids[row, length - len(prompt.tokens) :] = torch.tensor(prompt.tokens)
             mask[row, length - len(prompt.tokens) :] = 1
         input_ids, mask = input_ids.to(self.model.device), mask.to(self.model.device)
-        answers = [Answer(ending) for _ in prompts]
+        answers = [Answer(ending, prompt.most) for prompt in prompts]
         cache = None
         while any(answer.text is None for answer in answers):
             logits, cache = self._step(input_ids, mask, cache)

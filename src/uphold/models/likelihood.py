@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from uphold.core.errors import ModelError
 from uphold.models.attention import attention_window, mask_for, max_length, predictions, read_header, reads_masks
 from uphold.models.encode import Encoder
 from uphold.models.token_tree import Group, Request, TokenTree, batches, grow, rounded, share_headers
@@ -73,18 +74,26 @@ class LikelihoodEngine:
         Raises:
             ModelError: a continuation has no tokens of its own.
         """
+        if not questions:
+            return []
         encoded, truncated = encode_questions(self.encoder, questions, max_length(self.model))
-        flat = [request for question in encoded for request in question]
-        shared = self._may_share(flat)
-        groups: dict[Sequence[Any], dict[Request, list[int]]] = {}
-        keys = [question if shared else request.row for question in map(tuple, encoded) for request in question]
-        for slot, (key, request) in enumerate(zip(keys, flat, strict=True)):
-            groups.setdefault(key, {}).setdefault(request, []).append(slot)
-        trees = {key: grow(list(requests)) for key, requests in groups.items()}
+        # What is read as one row or tree, and which requests (flat numbers) each of its own requests answers.
+        groups: dict[bool, dict[Sequence[Any], dict[Request, list[int]]]] = {True: {}, False: {}}
+        keys: list[Sequence[Any]] = []
+        for question in encoded:
+            shared = self._may_share(question)
+            for request in question:
+                key = tuple(question) if shared else request.row
+                groups[shared].setdefault(key, {}).setdefault(request, []).append(len(keys))
+                keys.append(key)
+        trees: dict[Sequence[Any], TokenTree] = {}
         found: dict[int, OptionScore] = {}
-        for requests, scores in zip(groups.values(), self._read(list(trees.values()), shared), strict=True):
-            for (request, slots), (logprob, greedy) in zip(requests.items(), scores, strict=True):
-                found |= dict.fromkeys(slots, OptionScore(logprob, len(request.continuation), greedy))
+        for shared, group in groups.items():
+            grown = [grow(list(requests)) for requests in group.values()]
+            trees |= zip(group, grown, strict=True)
+            for requests, scores in zip(group.values(), self._read(grown, shared), strict=True):
+                for (request, slots), (logprob, greedy) in zip(requests.items(), scores, strict=True):
+                    found |= dict.fromkeys(slots, OptionScore(logprob, len(request.continuation), greedy))
         results, start = [], 0
         for question, cut in zip(encoded, truncated, strict=True):
             own = range(start, start + len(question))
@@ -93,20 +102,22 @@ class LikelihoodEngine:
             start += len(question)
         return results
 
-    def _may_share(self, requests: Sequence[Request]) -> bool:
-        """Whether questions may be read as trees: the model takes masks, and no attention window cuts a row short."""
+    def _may_share(self, question: Sequence[Request]) -> bool:
+        """Whether a question may be read as a tree: the model takes masks, and no attention window cuts a row short."""
         if self._reads_masks is None:
             self._reads_masks = reads_masks(self.model)
         window = attention_window(self.model)
-        return self._reads_masks and (window is None or max(len(request.row) for request in requests) <= window)
+        return self._reads_masks and (window is None or max(len(request.row) for request in question) <= window)
 
     def _read(self, trees: Sequence[TokenTree], shared: bool) -> list[list[tuple[float, bool]]]:
         """For each tree the (log-likelihood, greedy) of its requests."""
         results: list[list[tuple[float, bool]]] = [[] for _ in trees]
         most = max(1, LOGITS // int(self.model.config.get_text_config().vocab_size))
         for header, members in share_headers(trees) if shared else [Group((), tuple(range(len(trees))))]:
-            cache = read_header(self.model, header) if header else None
-            self.meter.add(len(header))
+            cache = None
+            if header:
+                cache = read_header(self.model, header)
+                self.meter.add(len(header))
             for batch in batches(trees, members, len(header), ALIGNMENT, self.batch_tokens, most):
                 read = self._forward([trees[index] for index in batch], len(header), cache)
                 for index, scores in zip(batch, read, strict=True):
@@ -117,14 +128,18 @@ class LikelihoodEngine:
         """Read one batch, whose first `skip` tokens are in `header`."""
         import torch
 
+        masked = header is not None or not all(tree.is_chain for tree in trees)
         length = rounded(max(len(tree) for tree in trees) - skip, ALIGNMENT)
+        if not masked:
+            # Without positions of ours, padding must not stand behind the model's last one.
+            length = min(length, max_length(self.model) or length)
         input_ids = torch.zeros(len(trees), length, dtype=torch.long)
         positions = torch.zeros_like(input_ids)
         for row, tree in enumerate(trees):
             input_ids[row, : len(tree) - skip] = torch.tensor(tree.tokens[skip:])
             positions[row, : len(tree) - skip] = torch.tensor(tree.depths[skip:])
         arguments: dict[str, Any] = {"input_ids": input_ids.to(self.model.device), "use_cache": False}
-        if header is not None or not all(tree.is_chain for tree in trees):
+        if masked:
             arguments["attention_mask"] = mask_for(self.model, _visible(trees, skip, length))
             arguments["position_ids"] = positions.to(self.model.device)
         if header is not None:
@@ -151,12 +166,21 @@ class LikelihoodEngine:
 def encode_questions(
     encoder: Encoder, questions: Sequence[Sequence[tuple[str, str]]], longest: int | None
 ) -> tuple[list[list[Request]], list[bool]]:
-    """Requests as tokens, cut from the left to `longest` tokens, and for each question whether one was cut."""
+    """Requests as tokens, cut from the left to `longest` tokens, and for each question whether one was cut.
+
+    Raises:
+        ModelError: a continuation alone is longer.
+    """
     pairs = encoder.pairs([pair for question in questions for pair in question])
     encoded, truncated, start = [], [], 0
     for question in questions:
         requests, cut = [], False
         for context, continuation in pairs[start : start + len(question)]:
+            if longest is not None and len(continuation) > longest:
+                raise ModelError(
+                    f"a continuation has {len(continuation)} tokens, but the model reads {longest} at most: "
+                    "use a model with a longer context"
+                )
             surplus = 0 if longest is None else min(len(context) + len(continuation) - longest - 1, len(context) - 1)
             cut = cut or surplus > 0
             requests.append(Request(tuple(context[max(0, surplus) :]), tuple(continuation)))

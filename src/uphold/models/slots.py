@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from uphold.models.attention import mask_for, predictions, read_header
+from uphold.models.attention import mask_for, max_length, predictions, read_header
 from uphold.models.decoding import Answer, Ending, Sampling
 from uphold.models.token_tree import rounded
 
@@ -38,6 +38,8 @@ class Prompt:
     """Where it stands among the prompts that were given."""
     tokens: Sequence[int]
     generator: torch.Generator | None
+    most: int | None = None
+    """Tokens that the model has room for behind it; None for as many as are asked for."""
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not typed
@@ -55,10 +57,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store one new token per slot; returns what the longest row sees."""
-        lengths = self._at.lengths.to(self.keys.device)
-        rows = torch.arange(len(lengths), device=lengths.device)
-        self.keys[rows, :, lengths] = key_states[:, :, 0]
-        self.values[rows, :, lengths] = value_states[:, :, 0]
+        rows, positions = self._at.cells(self.keys.device)
+        self.keys[rows, :, positions] = key_states[:, :, 0]
+        self.values[rows, :, positions] = value_states[:, :, 0]
         return self.keys[:, :, : self._at.visible], self.values[:, :, : self._at.visible]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -77,15 +78,25 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
 class SlotPositions:
     """Where each slot stands; shared by all layers."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, capacity: int) -> None:
         self.lengths = torch.zeros(slots, dtype=torch.long)
         """Tokens stored per slot."""
-        self.capacity = 0
+        self.capacity = capacity
+        """The most tokens in a slot."""
+        self.visible = 0
+        """Keys that the present step looks at."""
+        self._cells: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    @property
-    def visible(self) -> int:
-        """Keys that a step looks at."""
-        return min(rounded(int(self.lengths.max()) + 1, VISIBLE), self.capacity)
+    def begin_step(self) -> None:
+        """Fix for one step what all layers look at."""
+        self.visible = min(rounded(int(self.lengths.max()) + 1, VISIBLE), self.capacity)
+        self._cells = {}
+
+    def cells(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(slot, position) of the tokens of this step, moved to a device once a step."""
+        if device not in self._cells:
+            self._cells[device] = (torch.arange(len(self.lengths), device=device), self.lengths.to(device))
+        return self._cells[device]
 
 
 class SlotDecoder:
@@ -105,8 +116,7 @@ class SlotDecoder:
             meter: counts tokens, empty slots included.
         """
         self.model, self.ending, self.sampling, self.meter = model, ending, sampling, meter
-        self._at = SlotPositions(rounded(slots, FEWEST))
-        self._at.capacity = rounded(capacity, VISIBLE)
+        self._at = SlotPositions(rounded(slots, FEWEST), rounded(capacity, VISIBLE))
         self._cache: Cache | None = None
         self._rows: list[tuple[Prompt, Answer] | None] = [None] * len(self._at.lengths)
         self._next = torch.zeros(len(self._rows), dtype=torch.long)
@@ -114,7 +124,8 @@ class SlotDecoder:
     def run(self, prompts: Sequence[Prompt], header: Sequence[int] = ()) -> Iterator[tuple[Prompt, Answer]]:
         """Yield each prompt with its answer as it ends; all prompts begin with `header`, which is read once."""
         shared = read_header(self.model, header) if header else None
-        self.meter.add(len(header))
+        if header:
+            self.meter.add(len(header))
         queue = list(reversed(prompts))
         while True:
             free = [slot for slot, row in enumerate(self._rows) if row is None]
@@ -137,7 +148,7 @@ class SlotDecoder:
             logits = self._read([new[slot].tokens[skip:] for slot in slots], slots, length, header, skip)
             tokens = self.sampling.choose(logits, [new[slot].generator for slot in slots])
             for slot, token in zip(slots, tokens, strict=True):
-                row = (new[slot], Answer(self.ending))
+                row = (new[slot], Answer(self.ending, new[slot].most))
                 self._at.lengths[slot] = len(new[slot].tokens)
                 self._next[slot] = token
                 if row[1].add(token):
@@ -149,6 +160,10 @@ class SlotDecoder:
         self, rows: Sequence[Sequence[int]], slots: Sequence[int], length: int, header: Cache | None, skip: int
     ) -> torch.Tensor:
         """Read rows of up to `length` tokens after the header, keep their states, and predict what follows."""
+        most = max_length(self.model) or skip + length
+        if header is None:
+            # Without positions of ours, padding must not stand behind the model's last one.
+            length = min(length, most)
         self.meter.add(length * len(rows))
         input_ids = torch.zeros(len(rows), length, dtype=torch.long)
         for index, row in enumerate(rows):
@@ -157,7 +172,7 @@ class SlotDecoder:
         arguments: dict[str, Any] = {"input_ids": input_ids.to(self.model.device), "use_cache": True}
         if header is not None:
             seen = torch.ones(len(rows), length, skip + length, dtype=torch.bool).tril(skip)
-            positions = torch.arange(skip, skip + length).expand(len(rows), -1)
+            positions = torch.arange(skip, skip + length).clamp(max=most - 1).expand(len(rows), -1)
             arguments |= {
                 "attention_mask": mask_for(self.model, seen),
                 "position_ids": positions.to(self.model.device),
@@ -190,6 +205,7 @@ class SlotDecoder:
     def _step(self) -> Iterator[tuple[Prompt, Answer]]:
         """One more token for every row."""
         self.meter.add(len(self._rows))
+        self._at.begin_step()
         slots = torch.arange(len(self._rows))
         seen = torch.arange(self._at.visible) <= self._at.lengths[:, None]
         arguments = {

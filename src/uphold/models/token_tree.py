@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 HEADER_COST = 64
 """Tokens that a header must save to be worth a forward pass of its own."""
+KEYS = 8
+"""How many more keys (header included) than tokens a batch may have: each row sees a header of its own in memory."""
 
 
 class Request(NamedTuple):
@@ -111,37 +113,71 @@ class Group(NamedTuple):
 def share_headers(trees: Sequence[TokenTree]) -> list[Group]:
     """Group trees so that the tokens read once instead of many times are the most.
 
-    Sorted by their trunks, trees that share a prefix stand side by side. A stretch of them is either one group, whose
-    header is the prefix common to all, or it is cut where neighbours share least, whichever saves more.
+    Sorted by their trunks, trees that share a prefix stand side by side: stretches of them, nested in each other. A
+    stretch may get its common prefix as a header. Every tree then saves the longest header that it stands under, and
+    every header costs itself and `HEADER_COST`; which stretches get one is decided from the innermost outwards, for
+    every header that may come from outside.
     """
     trunks = [tree.tokens[: tree.trunk] for tree in trees]
     order = sorted(range(len(trees)), key=lambda index: (trunks[index], index))
-    common = [_common(trunks[one], trunks[other]) for one, other in pairwise(order)]
-    alone: list[int] = []
-    groups = []
-    for start, end, length in _best_cut(common, 0, len(order))[1]:
-        if length:
-            groups.append(Group(trunks[order[start]][:length], tuple(sorted(order[start:end]))))
-        else:
-            alone += order[start:end]
-    return [*groups, Group((), tuple(sorted(alone)))] if alone else groups
+    stretches = _stretches([_common(trunks[one], trunks[other]) for one, other in pairwise(order)], len(order))
+    chosen = _with_headers(stretches)
+    members: dict[tuple[int, ...], list[int]] = {}
+    header: dict[int, tuple[int, ...]] = {-1: ()}
+    for number, stretch in enumerate(stretches):
+        outside = header[stretch.parent]
+        own = (number, len(outside)) in chosen
+        header[number] = trunks[order[stretch.start]][: stretch.length] if own else outside
+        if stretch.end - stretch.start == 1:
+            members.setdefault(outside, []).append(order[stretch.start])
+    return [Group(tokens, tuple(sorted(group))) for tokens, group in sorted(members.items(), reverse=True)]
 
 
-def _best_cut(common: Sequence[int], start: int, end: int) -> tuple[int, list[tuple[int, int, int]]]:
-    """Tokens saved, and (start, end, header length) of the groups, for the sorted trees `start` to `end`."""
-    if end - start < 2:
-        return 0, [(start, end, 0)] if end > start else []
-    least = min(common[start : end - 1])
-    together = (end - start - 1) * least - HEADER_COST
-    bounds = [start, *(at + 1 for at in range(start, end - 1) if common[at] == least), end]
-    saved, groups = 0, []
-    for left, right in pairwise(bounds):
-        won, parts = _best_cut(common, left, right)
-        saved += won
-        groups += parts
-    if together > 0 and together >= saved:
-        return together, [(start, end, least)]
-    return saved, groups
+class _Stretch(NamedTuple):
+    """Trees `start` to `end` of the sorted ones, which share their first `length` tokens; a single tree is one, too."""
+
+    start: int
+    end: int
+    length: int
+    parent: int
+    """Number of the stretch around it; -1 for the outermost."""
+
+
+def _stretches(common: Sequence[int], count: int) -> list[_Stretch]:
+    """All stretches, each before those in it; `common` are the shared prefixes of neighbours."""
+    found: list[_Stretch] = []
+    waiting = [(0, count, -1)] if count else []
+    while waiting:
+        start, end, parent = waiting.pop()
+        least = min(common[start : end - 1], default=0)
+        found.append(_Stretch(start, end, least, parent))
+        if end - start > 1:
+            bounds = [start, *(at + 1 for at in range(start, end - 1) if common[at] == least), end]
+            waiting += [(left, right, len(found) - 1) for left, right in pairwise(bounds)]
+    return found
+
+
+def _with_headers(stretches: Sequence[_Stretch]) -> set[tuple[int, int]]:
+    """(number, length of the header from outside) of the stretches that had better get a header of their own."""
+    outside: list[set[int]] = []
+    for stretch in stretches:
+        around = outside[stretch.parent] | {stretches[stretch.parent].length} if stretch.parent >= 0 else {0}
+        outside.append(around)
+    inner: list[dict[int, int]] = [{} for _ in stretches]
+    chosen = set()
+    for number in reversed(range(len(stretches))):
+        stretch = stretches[number]
+        for length in outside[number]:
+            saved = length
+            if stretch.end - stretch.start > 1:
+                saved = inner[number].get(length, 0)
+                own = inner[number].get(stretch.length, 0) - stretch.length - HEADER_COST
+                if own > saved:
+                    saved = own
+                    chosen.add((number, length))
+            if stretch.parent >= 0:
+                inner[stretch.parent][length] = inner[stretch.parent].get(length, 0) + saved
+    return chosen
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -164,7 +200,7 @@ def batches(
         members: those of the group.
         header: how many leading nodes each is read without.
         alignment: lengths are padded to a multiple of this.
-        tokens: the most padded tokens in a batch; a single tree may have more.
+        tokens: the most padded tokens in a batch, and a `KEYS`th of the most keys; a single tree may have more.
         predictions: the most nodes in a batch whose predictions are asked for, with the same exception.
     """
     buckets: dict[tuple[int, bool], list[int]] = {}
@@ -176,7 +212,9 @@ def batches(
         asked = 0
         for index in bucket:
             needed = trees[index].needed
-            if batch and ((len(batch) + 1) * length > tokens or asked + needed > predictions):
+            rows = len(batch) + 1
+            full = rows * length > tokens or rows * (header + length) > KEYS * tokens or asked + needed > predictions
+            if batch and full:
                 yield batch
                 batch, asked = [], 0
             batch.append(index)

@@ -81,24 +81,25 @@ def bigbench_task(
     if shots < 0 or (limit is not None and limit < 1):
         raise UsageError(f"task '{called}': shots must be at least 0 and limit at least 1, not {shots} and {limit}")
     specs = find_tasks(name, progress)
-    metric = metric or _common_metric(called, specs)
+    metric = metric or _common_metric(called, name, specs)
     parts = [_part(spec, metric, sub if len(specs) > 1 else "") for sub, spec in specs.items()]
     asked = _asked(parts, shots, seed)[:limit]
     sizes = split_sizes_of(len(asked), {"train": train, "validation": validation, "test": test}, called)
     return _assemble(called, metric, divide(asked, sizes), parts, max_new_tokens)
 
 
-def _common_metric(task: str, specs: Mapping[str, TaskJson]) -> str:
+def _common_metric(task: str, name: str, specs: Mapping[str, TaskJson]) -> str:
     """The metric that all parts prefer and that can be had here."""
+    first, *rest = specs.values()
     preferred = {_preferred(spec) for spec in specs.values()}
     if len(preferred) > 1:
         raise UsageError(
             f"task '{task}' has parts that prefer {' and '.join(sorted(preferred))}: choose one part, as "
-            f"{next(iter(specs))}, or one metric=..."
+            f"{name}/{next(iter(specs))}, or one metric=..."
         )
     (metric,) = preferred
     if metric in scores.UNSUPPORTED or metric not in (scores.CHOICE, *scores.GENERATED):
-        others = sorted(set.intersection(*(set(spec.usable_metrics()) for spec in specs.values())))
+        others = [one for one in first.usable_metrics() if all(one in spec.usable_metrics() for spec in rest)]
         why = scores.UNSUPPORTED.get(metric, "is not a metric of BIG-bench")
         advice = f"add metric={others[0]}" if others else "it has no other metric that can be had here"
         raise UsageError(f"task '{task}' prefers {metric}, which {why}: {advice}")
@@ -231,8 +232,9 @@ def _assemble(
     parts: Sequence[Part],
     max_new_tokens: int | None,
 ) -> FixedTask:
+    # Of all questions, asked or not: what a run is compared by may not depend on the sizes of other splits.
+    everything = [instance for part in parts for instance in part.instances]
     specs = [part.spec for part in parts]
-    everything = [instance for instances in splits.values() for instance in instances]
     delimiter = _delimiter([spec.example_output_prefix for spec in specs], everything)
     own = {
         split: tuple(replace(one, prompt=one.prompt.removesuffix(delimiter)) for one in instances)
@@ -243,7 +245,7 @@ def _assemble(
         name=task,
         kind="choice" if choice else "generate",
         splits=own,
-        scorer=_scorer_name(metric, [instance for part in parts for instance in part.instances]),
+        scorer=_scorer_name(metric, everything),
         score_function=scores.multiple_choice_grade if choice else scores.GENERATED[metric],
         delimiter=delimiter,
         decoding=Decoding() if choice else _decoding(specs, everything, max_new_tokens),
@@ -267,7 +269,8 @@ def _decoding(specs: Sequence[TaskJson], instances: Sequence[Instance], max_new_
         stop = "\n"
     longest = max(len(target.encode()) for target in targets)
     least, most = NEW_TOKENS
-    return Decoding(max_new_tokens or min(most, max(least, longest)), (stop,) if stop else ())
+    enough = min(most, max(least, longest))
+    return Decoding(enough if max_new_tokens is None else max_new_tokens, (stop,) if stop else ())
 
 
 def _scorer_name(metric: str, instances: Sequence[Instance]) -> str:

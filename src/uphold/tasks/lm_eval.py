@@ -111,7 +111,7 @@ def _assemble(
 ) -> FixedTask:
     ensemble = None if picking else _filter(called, task, filter_name)
     score = right_if_listed if ensemble is None else generated_score(called, task, ensemble, chosen, splits["test"][0])
-    ends_in_space = any(instance.prompt[-1:].isspace() for own in splits.values() for instance in own)
+    ends_in_space = any(instance.prompt[-1:].isspace() for instance in splits["test"])
     plain = task.OUTPUT_TYPE == "loglikelihood" or (picking is None and ends_in_space)
     return FixedTask(
         name=called,
