@@ -15,6 +15,8 @@ def test_the_public_names_are_those_documented() -> None:
         "compare",
         "load",
         "load_comparison",
+        "evaluate",
+        "pass_at_k",
         "load_repair",
         "load_run",
         "load_task",

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,10 @@ def test_an_address_without_a_cluster_is_refused_at_once(
 # ---- on a cluster ----
 
 
+# Where tests are spread over processes, every process that gets one of these starts a cluster: better one than two.
+on_one_cluster = pytest.mark.xdist_group("ray")
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A cluster of this machine with room for two workers; its address."""
@@ -160,7 +165,7 @@ def cluster() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def shared(cluster: str) -> Iterator[RayExecutor]:
     """An executor whose workers stay from test to test."""
-    with RayExecutor() as found:
+    with closing(RayExecutor()) as found:
         yield found
 
 
@@ -212,11 +217,15 @@ def slowly(seconds: float) -> Callable[[Instance, str], Any]:
     return score
 
 
+@on_one_cluster
 def test_workers_of_another_kind_are_refused(cluster: str) -> None:
     def joined(hands: RayExecutor, **changes: str) -> None:
         facts: Future[Any] = Future()
-        device = {key: changes.pop(key) for key in ("device",) if key in changes}
-        facts.set_result({"versions": library_versions() | changes, "numerics": {"device": "cpu"} | device})
+        device = changes.pop("device", "cpu")
+        if "lost" in changes:
+            facts.set_exception(hands._ray.exceptions.ActorDiedError())
+        else:
+            facts.set_result({"versions": library_versions() | changes, "numerics": {"device": device}})
         hands._starting[facts] = module._Hand(None)
         hands._join(facts)
 
@@ -229,7 +238,14 @@ def test_workers_of_another_kind_are_refused(cluster: str) -> None:
     assert hands.numerics() == {"device": "cpu"}
     assert len(hands._idle) == 1
 
+    # Workers that are lost while they start are replaced, but not for ever.
+    for _ in range(module.TRIES - 1):
+        joined(hands, lost="yes")
+    with pytest.raises(UsageError, match=r"a worker of the Ray cluster cannot start \(.*died.*\): install the same"):
+        joined(hands, lost="yes")
 
+
+@on_one_cluster
 def test_records_equal_those_of_the_local_executor(
     shared: RayExecutor, model_v1: Path, model_v2: Path, task: FixedTask, tmp_path: Path
 ) -> None:
@@ -250,6 +266,7 @@ def test_records_equal_those_of_the_local_executor(
     assert shared.numerics() == {key: found[0].fingerprint["model"][key] for key in ("device", "dtype", "attention")}
 
 
+@on_one_cluster
 def test_workers_stay_and_a_later_call_gets_its_own_model(
     shared: RayExecutor,
     model_v1: Path,
@@ -269,6 +286,7 @@ def test_workers_stay_and_a_later_call_gets_its_own_model(
         assert_equal(run, evaluate(str(model), task, store=RunStore(tmp_path / "local")))
 
 
+@on_one_cluster
 def test_an_error_of_a_worker_arrives_as_it_is(
     shared: RayExecutor, model_v1: Path, task: FixedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +318,7 @@ def test_an_error_of_a_worker_arrives_as_it_is(
     assert evaluate(str(model_v1), task, executor=shared).count == 30
 
 
+@on_one_cluster
 def test_what_cannot_be_sent_is_refused(shared: RayExecutor, model_v1: Path, task: FixedTask) -> None:
     with pytest.raises(UsageError, match=r"takes model references, and '.*v1' is loaded in this process: save it"):
         evaluate((AutoModelForCausalLM.from_pretrained(model_v1), AutoTokenizer.from_pretrained(model_v1)), task, executor=shared)  # noqa: E501  # fmt: skip
@@ -320,6 +339,7 @@ class Endpoint:
         return iter(())
 
 
+@on_one_cluster
 def test_endpoints_are_asked_from_here(
     shared: RayExecutor, model_v1: Path, task: FixedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +352,7 @@ def test_endpoints_are_asked_from_here(
     assert [(one.unit, len(one.records)) for one in answered] == [(Unit(1, 0), 5)]
 
 
+@on_one_cluster
 def test_a_run_that_stopped_here_ends_on_the_cluster(
     shared: RayExecutor, model_v1: Path, task: FixedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,6 +384,7 @@ def test_a_run_that_stopped_here_ends_on_the_cluster(
     assert (resumed.path / "run.json").read_bytes() == (whole.path / "run.json").read_bytes()
 
 
+@on_one_cluster
 def test_the_parts_of_a_killed_worker_are_answered_by_others(
     shared: RayExecutor, model_v1: Path, model_v2: Path, task: FixedTask, tmp_path: Path
 ) -> None:
@@ -387,6 +409,7 @@ class Stop(BaseException):
     """What the command line makes of Ctrl-C: no KeyboardInterrupt."""
 
 
+@on_one_cluster
 def test_ctrl_c_ends_the_run_at_once_and_its_workers_with_it(
     shared: RayExecutor, model_v1: Path, task: FixedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +437,7 @@ def test_ctrl_c_ends_the_run_at_once_and_its_workers_with_it(
     assert becomes(lambda: sum(map(alive, workers)) == len(workers) - 1)  # one was at work
 
 
+@on_one_cluster
 def test_a_part_that_kills_every_worker_ends_the_run(
     shared: RayExecutor, model_v1: Path, task: FixedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,6 +479,7 @@ evaluate(model, task, store=RunStore(Path(store)), executor=hands)
 """
 
 
+@on_one_cluster
 def test_a_killed_run_on_the_cluster_ends_here_byte_for_byte(
     cluster: str, shared: RayExecutor, model_v1: Path, task_file: Path, task: FixedTask, tmp_path: Path
 ) -> None:
@@ -481,9 +506,10 @@ def test_a_killed_run_on_the_cluster_ends_here_byte_for_byte(
     assert becomes(lambda: not alive(int(line)))
 
 
+@on_one_cluster
 def test_closing_lets_the_workers_go_and_leaves_a_connection_that_it_found(cluster: str, shared: RayExecutor) -> None:
     release(shared)
-    with RayExecutor() as own:
+    with closing(RayExecutor()) as own:
         own.numerics()
         (worker,) = pids(own)
     assert becomes(lambda: not alive(worker))

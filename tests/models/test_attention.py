@@ -19,6 +19,7 @@ from uphold.models.attention import (
     predictions,
     read_header,
     reads_masks,
+    reads_padding,
 )
 
 IDS = torch.tensor([[5, 9, 13, 17, 21, 25], [7, 9, 11, 13, 15, 17]])
@@ -87,6 +88,15 @@ def test_a_model_that_overlooks_the_mask_is_found_out(monkeypatch: pytest.Monkey
     monkeypatch.setattr(model, "forward", deaf.__get__(model))
 
     assert not reads_masks(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kernel", "reads"),
+    [("llama", "sdpa", True), ("mistral", "sdpa", True), ("mamba", "eager", True), ("bloom", "eager", True)]
+    + [("falcon-alibi", "sdpa", True), ("rwkv", "eager", False)],
+)
+def test_who_may_be_padded_on_the_left(kind: str, kernel: str, reads: bool) -> None:
+    assert reads_padding(tiny(kind, kernel)) == reads
 
 
 # ---- predictions ----

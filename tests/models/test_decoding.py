@@ -100,6 +100,15 @@ def test_an_answer_ends_with_the_most_tokens_it_may_have() -> None:
     assert (answer.text, len(answer.tokens)) == ("abcd", 4)
 
 
+def test_an_answer_ends_where_the_model_has_room_for_no_more() -> None:
+    for most, text in ((3, "abc"), (9, "abcd"), (None, "abcd")):
+        answer = Answer(ending(most=4), most)
+        for token in ids("abcdef"):
+            if answer.add(token):
+                break
+        assert answer.text == text
+
+
 def test_an_answer_goes_on_until_something_ends_it() -> None:
     answer = write(ids("abc"), ending("x"))
 

@@ -259,14 +259,25 @@ def test_padding_needs_no_positions_that_the_model_lacks(prompts: list[str]) -> 
     ]
 
 
-def test_an_answer_that_fills_the_model_ends_there() -> None:
-    """Asked for more tokens than the model has places, it writes what fits."""
-    model = tiny("gpt2", n_positions=16)
+@pytest.mark.parametrize(("kind", "kernel", "room"), [("gpt2", "sdpa", 16), ("llama", "sdpa", 64), ("bloom", "eager", 16)])
+def test_an_answer_that_fills_the_model_ends_there(
+    kind: str, kernel: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for more tokens than the model has places, it writes what fits behind half a model of prompt."""
+    changes = {"gpt2": {"n_positions": room}, "llama": {"max_position_embeddings": room}}
+    model = tiny(kind, kernel, **changes.get(kind, {}))
+    if kind == "bloom":
+        monkeypatch.setattr(module, "max_length", lambda model: room)
+    prompts = ["abcd", "abcdefghijkl" * 6, "ab" * 40, "some words:", "b"]
+    kept = [min(len(prompt), room // 2) for prompt in prompts]
 
-    [answer] = write(model, ["abcd"], Sampling(40))
+    ours = write(model, prompts, Sampling(200))
 
-    assert answer.tokens <= 17
-    assert answer.text
+    assert [answer.truncated for answer in ours] == [len(prompt) > room // 2 for prompt in prompts]
+    for prompt, answer, read in zip(prompts, ours, kept, strict=True):
+        # The last token that is written needs no place.
+        assert answer.text == by_transformers(model, characters(), prompt, room + 1 - read, room // 2)
+    assert max(answer.tokens for answer in ours) == room + 1
 
 
 # ---- refusals ----

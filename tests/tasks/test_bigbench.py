@@ -1,68 +1,16 @@
 from __future__ import annotations
 
-import gzip
-import io
-import json
-import subprocess
-import sys
-import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from uphold.core.errors import CorruptError, DataError, EmptyError, UpholdError, UsageError
-from uphold.core.hashing import sha256_of_file
-from uphold.core.progress import silent
-from uphold.tasks import bigbench_archive as archive
-from uphold.tasks.base import SPLITS, FixedTask, Instance, split_sizes, task_fingerprint
+from tests.tasks.bigbench_data import CHOICES, choice_examples, everything, only, text_examples, write_task
+from uphold.core.errors import UpholdError, UsageError
+from uphold.tasks.base import split_sizes, task_fingerprint
 from uphold.tasks.bigbench import bigbench_task
 from uphold.tasks.load import load_task
-
-CHOICES = {"red": 0, "green": 1, "blue": 0}
-
-
-def choice_examples(count: int = 20) -> list[dict[str, Any]]:
-    return [{"input": f"What colour is leaf {n}?", "target_scores": CHOICES} for n in range(count)]
-
-
-def text_examples(count: int = 20) -> list[dict[str, Any]]:
-    return [{"input": f"{n} + 1 =", "target": str(n + 1)} for n in range(count)]
-
-
-def write_task(folder: Path, examples: Any = None, metric: str | None = None, **changes: Any) -> Path:
-    """A task.json: a choice among colours, or what `changes` makes of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    described = {
-        "canary": "not for training",
-        "name": folder.name,
-        "description": "a test",
-        "keywords": ["test"],
-        "metrics": [metric or "multiple_choice_grade"],
-        "preferred_score": metric or "multiple_choice_grade",
-        "examples": choice_examples() if examples is None else examples,
-        **changes,
-    }
-    path = folder / "task.json"
-    path.write_text(json.dumps({key: value for key, value in described.items() if value != "left out"}))
-    return path
-
-
-def everything(task: FixedTask) -> list[Instance]:
-    return [instance for split in SPLITS for instance in task.instances(split)]
-
-
-def only(
-    folder: Path, example: Mapping[str, Any], metric: str = "exact_str_match", **changes: Any
-) -> tuple[FixedTask, Instance]:
-    task = bigbench_task(str(write_task(folder, [example], metric, **changes)))
-    (instance,) = everything(task)
-    return task, instance
-
-
-# ---- prompts ----
 
 
 def test_a_choice_is_asked_as_the_schema_says(tmp_path: Path) -> None:
@@ -103,6 +51,7 @@ def test_choices_are_left_away_where_the_task_says_so(tmp_path: Path) -> None:
     assert only(tmp_path, example, "multiple_choice_grade", append_choices_to_input=False)[1].prompt == (
         "\nQ: What colour is leaf 0?\nA:"
     )
+    assert "choice" not in only(tmp_path, example, "multiple_choice_grade", append_choices_to_input="false")[1].prompt
     changed = only(tmp_path, example, "multiple_choice_grade", choice_prefix=" | ")[1].prompt
     assert changed.count(" | ") == 3
 
@@ -139,9 +88,6 @@ def test_an_exemplar_of_a_choice_shows_its_best_option(tmp_path: Path) -> None:
     task = bigbench_task(str(write_task(tmp_path, examples)), shots=2)
 
     assert task.instances("test")[0].prompt.count("\nA: green\n") == 2
-
-
-# ---- splits ----
 
 
 def test_splits_share_nothing_and_follow_the_content(tmp_path: Path) -> None:
@@ -211,70 +157,6 @@ def test_examples_that_cannot_be_asked_are_left_out_and_counted(tmp_path: Path) 
     )
 
 
-# ---- scores ----
-
-
-def test_any_of_the_best_options_is_right(tmp_path: Path) -> None:
-    task, instance = only(
-        tmp_path, {"input": "x", "target_scores": {"a": 0.5, "b": 1, "c": 1, "d": 0}}, "multiple_choice_grade"
-    )
-
-    assert instance.target == "b"
-    assert task.score_all([instance] * 4, ["a", "b", "c", "d"]) == [
-        ("a", False, 0.5), ("b", True, 1.0), ("c", True, 1.0), ("d", False, 0.0)
-    ]  # fmt: skip
-    assert task.scorer.startswith("bigbench.multiple_choice_grade.v1-")
-
-
-@pytest.mark.parametrize(
-    ("changes", "target", "output", "answer", "correct"),
-    [
-        ({}, "13", " 13\n", "13", True),
-        ({}, "13", "13. And so on", "13", True),
-        ({}, "13", "31", "31", False),
-        ({}, "a  b", "a b", "a b", True),
-        ({}, ["x", "y"], "y", "y", True),
-        ({"output_regex": r"[-+]?\d+"}, "-4", "it is -4 or 5", "-4", True),
-        ({"output_regex": r"[-+]?\d+"}, "-4", "nothing", "", False),
-        ({"output_regex": r"([-+]?\d+)[.]{0,1}$"}, "7", "7.", "7", True),
-        ({"output_regex": ""}, "a. b", "a. b", "a. b", True),
-        ({"stop_string": "#"}, "Rg5#", "Rg5", "Rg5", True),
-        ({"stop_string": "."}, "ello", "ello. More", "ello", True),
-    ],
-)
-def test_exact_matches(
-    tmp_path: Path, changes: dict[str, Any], target: Any, output: str, answer: str, correct: bool
-) -> None:
-    task, instance = only(tmp_path, {"input": "x", "target": target}, **changes)
-
-    assert task.score_all([instance], [output]) == [(answer, correct, float(correct))]
-
-
-@pytest.mark.parametrize(
-    ("metric", "target", "output", "correct", "score"),
-    [
-        ("case_insensitive_str_match", "Paris", "paris", True, 1.0),
-        ("numeric_match_with_0_1_relative_error", "10", "11", True, 1.0),
-        ("numeric_match_with_0_1_relative_error", "10", "12", False, 0.0),
-        ("numeric_match_with_0_1_relative_error", "-10", "5", False, 0.0),
-        ("numeric_match_with_0_1_relative_error", "0", "0.05", True, 1.0),
-        ("numeric_match_with_0_1_relative_error", "10", "ten", False, 0.0),
-        ("rouge1", ["a b c d", "x"], "a b", None, 2 / 3),
-        ("rouge2", "a b c", "a b", None, 2 / 3),
-        ("rougeLsum", "a b c d", "a c", None, 2 / 3),
-        ("rougeLsum", "runs", "running", None, 0.0),
-    ],
-)
-def test_other_metrics(
-    tmp_path: Path, metric: str, target: Any, output: str, correct: bool | None, score: float
-) -> None:
-    task, instance = only(tmp_path, {"input": "x", "target": target}, metric, output_regex="")
-
-    (found,) = task.score_all([instance], [output])
-    assert found.correct is correct
-    assert found.score == pytest.approx(score)
-
-
 def test_the_scorers_name_tells_what_the_ids_do_not(tmp_path: Path) -> None:
     def name(target: Any, **changes: Any) -> str:
         return only(tmp_path, {"input": "x", "target": target}, **changes)[0].scorer
@@ -294,13 +176,6 @@ def test_a_metric_may_be_chosen(tmp_path: Path) -> None:
     assert written.instances("test")[0].target == "Green. They are."
 
 
-def test_answers_that_the_tasks_own_rules_cut_are_counted(tmp_path: Path) -> None:
-    examples = [{"input": "x", "target": "a; b"}, {"input": "y", "target": "a"}]
-    task = bigbench_task(str(write_task(tmp_path, examples, "exact_str_match")))
-
-    assert task.notes == ("1 of 2 gold answers are cut by the task's own rules, so no model can give them",)
-
-
 @pytest.mark.parametrize(
     ("changes", "options", "stop", "tokens"),
     [
@@ -318,9 +193,6 @@ def test_decoding(
     decoding = bigbench_task(str(path), **options).decoding
 
     assert (decoding.stop, decoding.max_new_tokens) == (stop, tokens)
-
-
-# ---- folders of subtasks ----
 
 
 def container(folder: Path, **second: Any) -> str:
@@ -367,34 +239,6 @@ def test_subtasks_that_prefer_different_metrics_are_not_mixed(tmp_path: Path) ->
     assert bigbench_task(f"{folder}/two").kind == "choice"
 
 
-# ---- what cannot be used ----
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"metric": "bleu"}, "prefers bleu, which is computed over a whole corpus: add metric=multiple_choice_grade"),
-        ({"metric": "rouge"}, "is three metrics: rouge1, rouge2 and rougeLsum"),
-        ({"metric": "nonsense"}, "is not a metric of BIG-bench"),
-        ({"metric": "rouge1"}, "metric 'rouge1' needs examples with a target, which .*task.json has none of"),
-        ({"examples": text_examples()}, "metric 'multiple_choice_grade' needs examples with target_scores"),
-        ({"examples": [{"target_scores": CHOICES}]}, r"task\.json example 1: expected a text 'input', found NoneType"),
-        ({"examples": [{"input": "x", "target_scores": {"a": 2, "b": 0}}]}, "'a' has the score 2; scores lie in"),
-        ({"examples": [{"input": "x", "target_scores": ["a"]}]}, "expected 'target_scores' as options with numbers"),
-        ({"examples": [{"input": "x", "target": {}}], "metric": "rouge1"}, "expected a text 'target' or a list"),
-        ({"examples": [{"input": "x", "target": []}], "metric": "rouge1"}, "expected a text 'target' or a list"),
-        ({"examples": []}, r"needs examples with target_scores|has 0 examples"),
-        ({"examples": "x"}, "examples: input should be a valid list; expected the schema"),
-        ({"output_regex": "("}, r"output_regex '\(' is no regular expression"),
-        ({"output_regex": "(a)(b)"}, r"has 2 groups; use non-capturing ones, \(\?:\.\.\.\)"),
-    ],
-)
-def test_a_file_that_does_not_fit_is_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UpholdError, match=message) as caught:
-        bigbench_task(str(write_task(tmp_path, **changes)))
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -419,201 +263,3 @@ def test_options_that_cannot_be_meant(tmp_path: Path, options: str, message: str
     with pytest.raises(UpholdError, match=message) as caught:
         load_task(f"bigbench:{path}:{options}")
     assert "\n" not in str(caught.value)
-
-
-def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot read the BIG-bench task .*none\.json: No such file"):
-        bigbench_task(f"{tmp_path}/none.json")
-    with pytest.raises(DataError, match=r"holds no task\.json, and no folders that do"):
-        bigbench_task(str(tmp_path))
-    write_task(tmp_path / "alone", "left out")
-    with pytest.raises(DataError, match=r"has no examples, and .*alone has no subtasks: expected either"):
-        bigbench_task(f"{tmp_path}/alone")
-    (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(CorruptError, match=r"broken\.json is not valid JSON"):
-        bigbench_task(f"{tmp_path}/broken.json")
-    (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(DataError, match=r"list\.json: expected a JSON object, found list"):
-        bigbench_task(f"{tmp_path}/list.json")
-    assert EmptyError is not DataError
-
-
-# ---- the release ----
-
-
-def add(members: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    members.addfile(entry, io.BytesIO(content))
-
-
-@pytest.fixture
-def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny source archive in a folder that pip is told to look in, and an empty cache."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    path = folder / archive.ARCHIVE
-    root = f"bigbench-{archive.RELEASE}"
-    with tarfile.open(path, "w:gz") as members:
-        add(members, f"{root}/setup.py", b"raise SystemExit('nothing of the archive may be run')")
-        add(members, f"{root}/PKG-INFO", b"Metadata-Version: 2.1\nName: bigbench\nVersion: 1.0.0\n")
-        for name in ("colours", "many/one", "many/two"):
-            content = write_task(tmp_path / "made" / name).read_bytes()
-            add(members, f"{root}/bigbench/benchmark_tasks/{name}/task.json", content)
-    monkeypatch.setattr(archive, "SHA256", sha256_of_file(path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return path
-
-
-def test_a_task_of_the_release_is_downloaded_once(release: Path, tmp_path: Path) -> None:
-    seen: list[str] = []
-    task = load_task("bigbench:colours:shots=1", lambda what, done, total, note="": seen.append(what))
-
-    assert sum(split_sizes(task).values()) == 19
-    assert "unpacking BIG-bench" in seen
-    kept = sorted(
-        str(path.relative_to(tmp_path / "cache")) for path in (tmp_path / "cache").rglob("*") if path.is_file()
-    )
-    folder = f"uphold/bigbench-{archive.RELEASE}"
-    assert kept == [
-        f"uphold/.bigbench-{archive.RELEASE}.lock",
-        f"{folder}/colours/task.json.gz",
-        f"{folder}/many/one/task.json.gz",
-        f"{folder}/many/two/task.json.gz",
-    ]
-    release.unlink()
-    assert load_task("bigbench:colours:shots=1").instances("test") == task.instances("test")
-    assert load_task("bigbench:many/two").instances("test")
-
-
-def test_a_name_that_is_not_in_the_release_is_suggested(release: Path) -> None:
-    with pytest.raises(UsageError, match="unknown BIG-bench JSON task 'colour': did you mean 'colours'"):
-        bigbench_task("colour")
-    with pytest.raises(
-        UsageError, match="unknown BIG-bench JSON task '9': there are 3, for example colours, many/one, many/two"
-    ):
-        bigbench_task("9")
-    with pytest.raises(UsageError, match=r"unknown BIG-bench JSON task 'colours/\.\./many'"):
-        bigbench_task("colours/../many")
-
-
-def test_another_archive_than_the_pinned_one_is_refused(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "SHA256", "0" * 64)
-
-    with pytest.raises(
-        DataError, match=r"pip cannot download BIG-bench 1\.0\.0 \(.*\); check the network and pip's index"
-    ) as caught:
-        bigbench_task("colours")
-    assert "\n" not in str(caught.value)
-    assert not list(archive.cache_folder().glob("*.tar.gz"))
-
-
-def test_without_network_the_message_says_what_to_do(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_FIND_LINKS", str(release.parent / "nowhere"))
-
-    with pytest.raises(
-        DataError, match=r"check the network and pip's index, or put bigbench-1\.0\.0\.tar\.gz into .*uphold"
-    ):
-        bigbench_task("colours")
-
-
-def test_an_archive_put_there_by_hand_is_used(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "_download", None)
-    archive.cache_folder().mkdir(parents=True)
-    release.rename(archive.cache_folder() / archive.ARCHIVE)
-
-    assert bigbench_task("colours").instances("test")
-    assert not (archive.cache_folder() / archive.ARCHIVE).exists()
-
-
-def test_what_an_interrupted_download_left_is_removed(release: Path) -> None:
-    cache = archive.cache_folder()
-    left = cache / f".bigbench-{archive.RELEASE}.abc"
-    left.mkdir(parents=True)
-    (left / "half").write_bytes(b"x")
-    (cache / archive.ARCHIVE).write_bytes(b"half of an archive")
-
-    assert bigbench_task("colours").instances("test")
-    assert not left.exists()
-
-
-def test_an_interrupted_unpacking_is_taken_up(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compress = gzip.compress
-    monkeypatch.setattr(gzip, "compress", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        bigbench_task("colours")
-    assert not (archive.cache_folder() / f"bigbench-{archive.RELEASE}").exists()
-    assert sha256_of_file(archive.cache_folder() / archive.ARCHIVE) == archive.SHA256
-    monkeypatch.setattr(gzip, "compress", compress)
-    monkeypatch.setattr(archive, "_download", None)
-
-    assert bigbench_task("colours").instances("test")
-
-
-def test_two_processes_download_once(release: Path, tmp_path: Path) -> None:
-    code = (
-        "from uphold.tasks import bigbench_archive as archive\n"
-        f"archive.SHA256 = {archive.SHA256!r}\n"
-        "run = archive._run_pip\n"
-        "archive._run_pip = lambda *rest: (print('pip'), run(*rest))\n"
-        "seen = {}\n"
-        "found = archive.release_folder(lambda what, done, total, note='': seen.setdefault(what.split()[0]))\n"
-        "print(len(list(found.rglob('*.gz'))), *seen)"
-    )
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = "".join(process.communicate(timeout=120)[0] for process in both).split()
-
-    assert sorted(set(printed) - {"waiting"}) == ["3", "pip", "unpacking"]
-    assert (printed.count("3"), printed.count("pip"), printed.count("unpacking")) == (2, 1, 1)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../evil/task.json",
-        "/tmp/evil/task.json",
-        f"bigbench-{archive.RELEASE}/bigbench/benchmark_tasks/../evil/task.json",
-        f"bigbench-{archive.RELEASE}/bigbench/benchmark_tasks/a/../../evil/task.json",
-        f"bigbench-{archive.RELEASE}/bigbench/benchmark_tasks/a/b/c/task.json",
-        f"bigbench-{archive.RELEASE}/bigbench/benchmark_tasks/.hidden/task.json",
-    ],
-)
-def test_members_that_lead_elsewhere_are_passed_over(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "made.tar.gz"
-    with tarfile.open(path, "w:gz") as members:
-        add(members, name, b"{}")
-        link = tarfile.TarInfo(f"bigbench-{archive.RELEASE}/bigbench/benchmark_tasks/link/task.json")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        members.addfile(link)
-        add(members, f"bigbench-{archive.RELEASE}/bigbench/benchmark_tasks/good/task.json", b"{}")
-
-    archive.unpack(path, tmp_path / "out" / "release", silent)
-
-    assert [str(found.relative_to(tmp_path / "out")) for found in (tmp_path / "out").rglob("*.gz")] == [
-        "release/good/task.json.gz"
-    ]
-    assert not list(tmp_path.rglob("*evil*"))
-
-
-@pytest.mark.parametrize("content", [b"", b"no archive", b"\x1f\x8b\x08\x00"])
-def test_an_archive_that_cannot_be_read_says_what_to_do(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "made.tar.gz").write_bytes(content)
-
-    with pytest.raises(CorruptError, match=r"remove it and type the same command again") as caught:
-        archive.unpack(tmp_path / "made.tar.gz", tmp_path / "release", silent)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "release").exists()
-
-
-def test_a_missing_pip_says_what_to_do(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else find(name))
-
-    with pytest.raises(
-        UsageError, match=r"pip, which is missing: python -m ensurepip, or put bigbench-1\.0\.0\.tar\.gz into"
-    ):
-        bigbench_task("colours")

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from importlib.util import find_spec
-from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -200,7 +199,7 @@ _Busy = dict["Future[Any]", tuple[_Hand, Unit]]
 class RayExecutor:
     """Works on a Ray cluster; see `crew` for how many workers there are.
 
-    Workers stay, with their models, until `close`; at the latest they go with the last reference to the executor.
+    Workers stay, with their models, until `close` (`contextlib.closing`), or until the executor is forgotten.
     """
 
     side_by_side = True
@@ -226,12 +225,6 @@ class RayExecutor:
         self._idle: list[_Hand] = []
         self._lost_starts = 0
 
-    def __enter__(self) -> RayExecutor:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
     def close(self) -> None:
         """Let the workers go, and the connection, and with it a cluster that was started for this executor."""
         self._dismiss([*self._idle, *self._starting.values()])
@@ -246,8 +239,9 @@ class RayExecutor:
             UsageError: no worker starts, or one has other library versions than this process.
         """
         if not self._numerics:
-            self._staff(self._room(()), 1, 0)
+            room = self._room(())
             while not self._idle:
+                self._staff(room, 1, 0)
                 self._ended({})
         return self._numerics
 
@@ -269,8 +263,9 @@ class RayExecutor:
                     f"the ray executor takes model references, and '{fingerprint_of(job.model)['name']}' is loaded "
                     "in this process: save it and name its folder, or take the local executor"
                 )
+        here = [unit for unit in units if is_endpoint(jobs[unit.job].model)]
+        yield from LocalExecutor().answers(jobs, here, heard)
         remote = [unit for unit in units if not is_endpoint(jobs[unit.job].model)]
-        yield from LocalExecutor().answers(jobs, [unit for unit in units if unit not in set(remote)], heard)
         if not remote:
             return
         self.numerics()
@@ -302,7 +297,7 @@ class RayExecutor:
         except TypeError as error:
             raise UsageError(
                 f"the task '{job.task.name}' cannot be sent to other processes "
-                f"({_first_line(error.__cause__ or error)}): take the local executor"
+                f"({_line(error.__cause__ or error)}): take the local executor"
             ) from error
 
     def _hand_out(self, queue: Queue, shipped: Mapping[int, Any], busy: _Busy) -> None:
@@ -367,7 +362,7 @@ class RayExecutor:
             if self._lost_starts < TRIES and not getattr(error, "actor_init_failed", True):
                 return
             raise UsageError(
-                f"a worker of the Ray cluster cannot start ({_last_line(error)}): install the same packages on every "
+                f"a worker of the Ray cluster cannot start ({_line(error, -1)}): install the same packages on every "
                 "machine"
             ) from error
         self._lost_starts = 0
@@ -379,8 +374,8 @@ class RayExecutor:
                 )
         if self._numerics and facts["numerics"] != self._numerics:
             raise UsageError(
-                f"some workers compute with {_words(self._numerics)}, some with {_words(facts['numerics'])}: "
-                "their numbers differ, use one kind of machine"
+                f"some workers compute with {', '.join(self._numerics.values())}, some with "
+                f"{', '.join(facts['numerics'].values())}: their numbers differ, use one kind of machine"
             )
         self._numerics = facts["numerics"]
         self._idle.append(hand)
@@ -425,7 +420,7 @@ def _connected(address: str | None) -> tuple[Any, bool]:
         ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         what = "no Ray cluster can be started here" if where == "local" else f"no Ray cluster at '{where}'"
-        raise UsageError(f"{what}: {_first_line(error)}") from error
+        raise UsageError(f"{what}: {_line(error)}") from error
     finally:
         # Ray takes over how this process ends.
         if terminate is not None and threading.current_thread() is threading.main_thread():
@@ -449,17 +444,11 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((place.hostname or "", place.port or 0), REACH_S).close()
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"no Ray cluster at '{address}' ({_first_line(error)}): expected host:port, as 'ray start' shows it"
+            f"no Ray cluster at '{address}' ({_line(error)}): expected host:port, as 'ray start' shows it"
         ) from error
 
 
-def _words(values: Mapping[str, str]) -> str:
-    return ", ".join(values.values())
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _last_line(error: BaseException) -> str:
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+def _line(error: BaseException, which: int = 0) -> str:
+    """One of the lines of a message; libraries write many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[which] if lines else type(error).__name__

@@ -79,19 +79,14 @@ def hub_task(
         DataError: the dataset cannot be had, or a row does not fit the templates.
     """
     name = label or f"hf:{dataset}"
+    described = {
+        "kind": "generate" if options is None else "choice",
+        "data": {"hf": dataset, "config": config, "revision": revision, "splits": split, "limit": limit},
+        "decoding": {"max_new_tokens": max_new_tokens, "stop": stop, "temperature": temperature},
+    }
+    templates = {"prompt": prompt, "target": target, "options": options, "delimiter": delimiter, "scorer": scorer}
     try:
-        spec = TaskFile.model_validate(
-            {
-                "kind": "generate" if options is None else "choice",
-                "data": {"hf": dataset, "config": config, "revision": revision, "splits": split, "limit": limit},
-                "prompt": prompt,
-                "target": target,
-                "options": options,
-                "delimiter": delimiter,
-                "scorer": scorer,
-                "decoding": {"max_new_tokens": max_new_tokens, "stop": stop, "temperature": temperature},
-            }
-        )
+        spec = TaskFile.model_validate(described | templates)
     except ValidationError as error:
         raise UsageError(f"task '{name}': {validation_message(error)}") from error
     assert isinstance(spec.data, HubData)

@@ -70,9 +70,8 @@ def lm_eval_task(
         EmptyError: no document of the test split has a gold answer.
     """
     called = label or f"lm_eval:{name}"
-    for option, value in {"fewshot": fewshot, "limit": limit, "train": train, "validation": validation}.items():
-        if value is not None and value < (1 if option == "limit" else 0):
-            raise UsageError(f"task '{called}': {option} is {value}; it must be at least {int(option == 'limit')}")
+    _check_at_least(called, 0, fewshot=fewshot, train=train, validation=validation)
+    _check_at_least(called, 1, limit=limit)
     if importlib.util.find_spec("lm_eval") is None:
         raise UsageError(f"task '{called}' needs lm-evaluation-harness: pip install 'uphold[lm-eval]'")
     from lm_eval import __version__ as version
@@ -124,6 +123,12 @@ def _assemble(
         notes=tuple(notes),
         metric=picking or "acc",
     )
+
+
+def _check_at_least(called: str, least: int, **options: int | None) -> None:
+    for option, value in options.items():
+        if value is not None and value < least:
+            raise UsageError(f"task '{called}': {option} is {value}; it must be at least {least}")
 
 
 def _set_fewshot(called: str, task: Any, fewshot: int | None, seed: int) -> None:
