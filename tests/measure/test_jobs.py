@@ -97,7 +97,11 @@ def test_requests_count_where_an_instance_has_some(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "PART_CHARACTERS", 1000)
     own = (("c" * 200, "a"), ("d" * 298, "b"))  # 500 characters
 
-    assert [len(part) for part in Job("m", choosing(*(instance(5, n, requests=own) for n in range(5)))).parts] == [2, 2, 1]
+    assert [len(part) for part in Job("m", choosing(*(instance(5, n, requests=own) for n in range(5)))).parts] == [
+        2,
+        2,
+        1,
+    ]
 
 
 def test_parts_of_endpoints_are_smaller_since_answers_are_paid_for() -> None:

@@ -26,13 +26,12 @@ from uphold.measure.answer import answer
 from uphold.measure.evaluate import evaluate, evaluate_all
 from uphold.measure.executors import Unit, executor
 from uphold.measure.jobs import Job
-from uphold.measure.ray_executor import Crew, Queue, RayExecutor, check_same_model, crew, model_bytes
+from uphold.measure.ray_executor import RayExecutor, check_same_model
 from uphold.models.load import library_versions
 from uphold.tasks.base import FixedTask, Instance
 from uphold.tasks.load import load_task
 from uphold.tasks.scorers import exact
 
-GB = 1 << 30
 PARTS = 6
 """Parts of `task`."""
 
@@ -46,58 +45,6 @@ def task(task_file: Path, monkeypatch: pytest.MonkeyPatch) -> FixedTask:
 
 
 # ---- arithmetic ----
-
-
-@pytest.mark.parametrize(
-    ("nodes", "spread", "model", "expected"),
-    [
-        # A laptop: one core each while the model fits twice, else one worker with both cores.
-        ([{"CPU": 2.0, "memory": 8.0 * GB}], False, GB, Crew(2, 1, 0)),
-        ([{"CPU": 2.0, "memory": 8.0 * GB}], False, 4 * GB, Crew(1, 2, 0)),
-        ([{"CPU": 2.0, "memory": 8.0 * GB}], False, 40 * GB, Crew(1, 2, 0)),
-        ([{"CPU": 1.0, "memory": 8.0 * GB}], False, GB, Crew(1, 1, 0)),
-        # Machines: seven of these models fit into each, so that nine or ten cores go to each.
-        ([{"CPU": 64.0, "memory": 240.0 * GB}] * 2, False, 32 * GB, Crew(12, 10, 0)),
-        ([{"CPU": 1.0, "memory": 8.0 * GB}] * 3, False, GB, Crew(3, 1, 0)),
-        # Whatever memory and cores they have: one for every GPU, wherever there is one.
-        ([{"CPU": 4.0}, {"CPU": 8.0, "GPU": 8.0}, {"GPU": 4.0}], False, 40 * GB, Crew(12, 0, 1)),
-        ([{"CPU": 4.0}, {"CPU": 8.0, "GPU": 8.0}, {"GPU": 4.0}], True, 40 * GB, Crew(3, 0, 4)),
-        # A machine that only leads the cluster; then nothing fits, which Ray says when a worker is asked for.
-        ([{"CPU": 0.0, "memory": 8.0 * GB}, {"CPU": 4.0, "memory": 8.0 * GB}], False, GB, Crew(4, 1, 0)),
-        ([{"CPU": 0.0, "memory": 8.0 * GB}], False, 0, Crew(1, 1, 0)),
-    ],
-)
-def test_how_many_workers_a_cluster_gets(
-    nodes: list[dict[str, float]], spread: bool, model: int, expected: Crew
-) -> None:
-    assert crew(nodes, spread, model) == expected
-
-
-def test_the_size_of_a_model_is_that_of_its_files_as_float32(model_v1: Path, tmp_path: Path) -> None:
-    weights = sum(path.stat().st_size for path in model_v1.glob("*.safetensors"))
-    gguf = tmp_path / "model.gguf"
-    gguf.write_bytes(b"x" * 100)
-
-    assert model_bytes(model_v1) == 2 * weights
-    assert model_bytes(gguf) == 800
-    assert model_bytes("http://localhost:1/v1#model") == 0
-
-
-def test_a_worker_stays_with_its_model_and_then_helps_where_most_is_left() -> None:
-    # Jobs 0 and 1 are of one model, as the old model and its noise floor are.
-    units = [Unit(job, part) for job in range(3) for part in range(3)]
-    queue = Queue(["old", "old", "new"], units)
-
-    assert queue.take("", []) == Unit(0, 0)  # six units of old, three of new
-    assert queue.take("", ["old"]) == Unit(2, 0)  # five for one worker, three for none: 5 / 2 < 3 / 1
-    assert [queue.take("old", ["new"]) for _ in range(5)] == [Unit(0, 1), Unit(0, 2), *units[3:6]]
-    assert queue.take("old", ["new"]) == Unit(2, 1)
-
-    queue.give_back(Unit(0, 0))
-    assert len(queue) == 2
-    assert queue.take("new", ["new"]) == Unit(2, 2)
-    assert queue.take("new", ["new"]) == Unit(0, 0)
-    assert not queue
 
 
 def test_another_model_under_the_same_name_is_refused() -> None:
@@ -140,10 +87,6 @@ def test_an_address_without_a_cluster_is_refused_at_once(
 
 
 # ---- on a cluster ----
-
-
-# Where tests are spread over processes, every process that gets one of these starts a cluster: better one than two.
-on_one_cluster = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +160,6 @@ def slowly(seconds: float) -> Callable[[Instance, str], Any]:
     return score
 
 
-@on_one_cluster
 def test_workers_of_another_kind_are_refused(cluster: str) -> None:
     def joined(hands: RayExecutor, **changes: str) -> None:
         facts: Future[Any] = Future()
@@ -245,7 +187,6 @@ def test_workers_of_another_kind_are_refused(cluster: str) -> None:
         joined(hands, lost="yes")
 
 
-@on_one_cluster
 def test_records_equal_those_of_the_local_executor(
     shared: RayExecutor, model_v1: Path, model_v2: Path, task: FixedTask, tmp_path: Path
 ) -> None:
@@ -266,7 +207,6 @@ def test_records_equal_those_of_the_local_executor(
     assert shared.numerics() == {key: found[0].fingerprint["model"][key] for key in ("device", "dtype", "attention")}
 
 
-@on_one_cluster
 def test_workers_stay_and_a_later_call_gets_its_own_model(
     shared: RayExecutor,
     model_v1: Path,
@@ -286,7 +226,6 @@ def test_workers_stay_and_a_later_call_gets_its_own_model(
         assert_equal(run, evaluate(str(model), task, store=RunStore(tmp_path / "local")))
 
 
-@on_one_cluster
 def test_an_error_of_a_worker_arrives_as_it_is(
     shared: RayExecutor, model_v1: Path, task: FixedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,7 +257,6 @@ def test_an_error_of_a_worker_arrives_as_it_is(
     assert evaluate(str(model_v1), task, executor=shared).count == 30
 
 
-@on_one_cluster
 def test_what_cannot_be_sent_is_refused(shared: RayExecutor, model_v1: Path, task: FixedTask) -> None:
     with pytest.raises(UsageError, match=r"takes model references, and '.*v1' is loaded in this process: save it"):
         evaluate((AutoModelForCausalLM.from_pretrained(model_v1), AutoTokenizer.from_pretrained(model_v1)), task, executor=shared)  # noqa: E501  # fmt: skip
@@ -339,7 +277,6 @@ class Endpoint:
         return iter(())
 
 
-@on_one_cluster
 def test_endpoints_are_asked_from_here(
     shared: RayExecutor, model_v1: Path, task: FixedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,7 +289,6 @@ def test_endpoints_are_asked_from_here(
     assert [(one.unit, len(one.records)) for one in answered] == [(Unit(1, 0), 5)]
 
 
-@on_one_cluster
 def test_a_run_that_stopped_here_ends_on_the_cluster(
     shared: RayExecutor, model_v1: Path, task: FixedTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,7 +320,6 @@ def test_a_run_that_stopped_here_ends_on_the_cluster(
     assert (resumed.path / "run.json").read_bytes() == (whole.path / "run.json").read_bytes()
 
 
-@on_one_cluster
 def test_the_parts_of_a_killed_worker_are_answered_by_others(
     shared: RayExecutor, model_v1: Path, model_v2: Path, task: FixedTask, tmp_path: Path
 ) -> None:
@@ -409,7 +344,6 @@ class Stop(BaseException):
     """What the command line makes of Ctrl-C: no KeyboardInterrupt."""
 
 
-@on_one_cluster
 def test_ctrl_c_ends_the_run_at_once_and_its_workers_with_it(
     shared: RayExecutor, model_v1: Path, task: FixedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,7 +371,6 @@ def test_ctrl_c_ends_the_run_at_once_and_its_workers_with_it(
     assert becomes(lambda: sum(map(alive, workers)) == len(workers) - 1)  # one was at work
 
 
-@on_one_cluster
 def test_a_part_that_kills_every_worker_ends_the_run(
     shared: RayExecutor, model_v1: Path, task: FixedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -479,7 +412,6 @@ evaluate(model, task, store=RunStore(Path(store)), executor=hands)
 """
 
 
-@on_one_cluster
 def test_a_killed_run_on_the_cluster_ends_here_byte_for_byte(
     cluster: str, shared: RayExecutor, model_v1: Path, task_file: Path, task: FixedTask, tmp_path: Path
 ) -> None:
@@ -506,7 +438,6 @@ def test_a_killed_run_on_the_cluster_ends_here_byte_for_byte(
     assert becomes(lambda: not alive(int(line)))
 
 
-@on_one_cluster
 def test_closing_lets_the_workers_go_and_leaves_a_connection_that_it_found(cluster: str, shared: RayExecutor) -> None:
     release(shared)
     with closing(RayExecutor()) as own:

@@ -92,8 +92,14 @@ def test_a_model_that_overlooks_the_mask_is_found_out(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("kind", "kernel", "reads"),
-    [("llama", "sdpa", True), ("mistral", "sdpa", True), ("mamba", "eager", True), ("bloom", "eager", True)]
-    + [("falcon-alibi", "sdpa", True), ("rwkv", "eager", False)],
+    [
+        ("llama", "sdpa", True),
+        ("mistral", "sdpa", True),
+        ("mamba", "eager", True),
+        ("bloom", "eager", True),
+        ("falcon-alibi", "sdpa", True),
+        ("rwkv", "eager", False),
+    ],
 )
 def test_who_may_be_padded_on_the_left(kind: str, kernel: str, reads: bool) -> None:
     assert reads_padding(tiny(kind, kernel)) == reads
@@ -119,13 +125,17 @@ def test_predictions_are_the_models_own_logits(kind: str, kernel: str) -> None:
         assert ours.abs().max() <= 2.0
 
 
-def test_a_model_without_a_projection_that_we_know_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llama")
-    rows, positions = torch.tensor([1, 0]), torch.tensor([5, 2])
-    narrowed = predictions(model, {"input_ids": IDS}, rows, positions)
+@pytest.mark.parametrize(("rows", "positions"), [([1, 0], [5, 2]), ([0] * 6, [5, 5, 4, 0, 1, 1])])
+def test_a_model_without_a_projection_that_we_know_gives_the_same(
+    rows: list[int], positions: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where as many predictions are asked for as the only row has tokens."""
+    model, ids = tiny("llama"), IDS[: max(rows) + 1]
+    at = torch.tensor(rows), torch.tensor(positions)
+    narrowed = predictions(model, {"input_ids": ids}, *at)
     monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
 
-    torch.testing.assert_close(predictions(model, {"input_ids": IDS}, rows, positions), narrowed, atol=1e-5, rtol=0)
+    torch.testing.assert_close(predictions(model, {"input_ids": ids}, *at), narrowed, atol=1e-5, rtol=0)
 
 
 def test_nothing_stays_behind_in_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,11 @@ def test_the_first_of_several_stop_strings_ends_an_answer(stop: tuple[str, ...],
     assert write(ids("x abc q"), ending(*stop)).text == text
 
 
+def test_an_empty_stop_string_stops_nothing() -> None:
+    assert write(ids("abcd"), ending("", "c")).text == "ab"
+    assert write(ids("abcd"), ending("")).text is None
+
+
 def test_a_stop_string_within_one_token_cuts_it() -> None:
     tokenizer = byte_pairs()
     tokens = ids("the question is", tokenizer)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -216,8 +217,6 @@ def test_a_stop_string_ends_an_answer_and_is_left_out(kind: str, kernel: str) ->
 
 def test_an_end_token_ends_an_answer() -> None:
     """The token that this model writes second after this prompt is made an end token."""
-    import copy
-
     model = copy.deepcopy(tiny("llama"))
     [plain] = write(model, ["some words:"], Sampling(6))
     model.generation_config.eos_token_id = [2, characters()(plain.text[1])["input_ids"][0]]
@@ -259,7 +258,9 @@ def test_padding_needs_no_positions_that_the_model_lacks(prompts: list[str]) -> 
     ]
 
 
-@pytest.mark.parametrize(("kind", "kernel", "room"), [("gpt2", "sdpa", 16), ("llama", "sdpa", 64), ("bloom", "eager", 16)])
+@pytest.mark.parametrize(
+    ("kind", "kernel", "room"), [("gpt2", "sdpa", 16), ("llama", "sdpa", 64), ("bloom", "eager", 16)]
+)
 def test_an_answer_that_fills_the_model_ends_there(
     kind: str, kernel: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +291,17 @@ def test_no_prompts_no_answers() -> None:
 def test_a_prompt_without_tokens_is_refused() -> None:
     with pytest.raises(ModelError, match="needs at least one"):
         write(tiny("llama"), ["a", ""], Sampling(4))
+
+
+@pytest.mark.parametrize(("kind", "kernel"), [("llama", "sdpa"), ("bloom", "eager")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_gives_nan_is_an_error_and_not_an_answer(kind: str, kernel: str, temperature: float) -> None:
+    model = copy.deepcopy(tiny(kind, kernel))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(float("nan"))
+
+    with pytest.raises(ModelError, match="NaN"):
+        write(model, ["a"], Sampling(4, temperature=temperature))
 
 
 def test_the_global_state_of_the_model_stays() -> None:

@@ -45,7 +45,7 @@ def adapter(model: Path, folder: Path, kind: str, seed: int) -> str:
         torch.manual_seed(seed)
         adapted = get_peft_model(copy.deepcopy(load(model).model), copy.deepcopy((KINDS | VIRTUAL)[kind]))
         with torch.no_grad():
-            for name, value in adapted.named_parameters():
+            for value in adapted.parameters():
                 if value.requires_grad:
                     value.add_(0.3 * torch.randn_like(value))
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
@@ -144,27 +144,13 @@ def test_after_an_adapter_the_base_is_what_it_was(model_v1: Path, adapters: dict
 
 
 @pytest.mark.parametrize("kind", VIRTUAL)
-def test_virtual_tokens_before_a_prompt_are_refused_or_counted(model_v1: Path, tmp_path: Path, kind: str) -> None:
-    """Such an adapter moves every position; what it scores and writes is right, or it is not taken at all."""
-    reference = adapter(model_v1, tmp_path / "adapter", kind, 5)
+def test_virtual_tokens_before_a_prompt_are_refused(model_v1: Path, tmp_path: Path, kind: str) -> None:
+    """Such an adapter moves all positions, or hides behind a cache of its own: what is read is not what was asked."""
     pool = ModelPool()
-    try:
-        loaded = pool.load(reference)
-    except ModelError as refused:
-        assert "virtual tokens" in str(refused)
-    else:
-        engine = pool.engine(reference, 64)
-        head, ids = loaded.tokenizer("a:")["input_ids"], torch.tensor([loaded.tokenizer("a:cd")["input_ids"]])
-        with torch.inference_mode():
-            shares = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -4:].log_softmax(-1)
-        [scored] = engine.score([[("a:", "cd")]])
-        assert scored.options[0].logprob == pytest.approx(float(shares[1, ids[0, 2]] + shares[2, ids[0, 3]]), abs=1e-4)
-        prompt = torch.tensor([head])
-        written = loaded.model.generate(
-            input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False
-        )
-        [answer] = engine.write(["a:"], Sampling(6), ["a:"])
-        assert answer.text == loaded.tokenizer.decode(written[0, 2:], skip_special_tokens=True)
+
+    with pytest.raises(ModelError, match="virtual tokens"):
+        pool.load(adapter(model_v1, tmp_path / "adapter", kind, 5))
+
     assert torch.equal(logits(pool.load(model_v1)), logits(load(model_v1)))
 
 

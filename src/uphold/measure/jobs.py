@@ -88,7 +88,9 @@ class Job:
         Args:
             numerics: device, dtype and attention kernel where the model will run; None for here.
         """
-        model = fingerprint_of(self.model) | dict(numerics or {})
+        model = fingerprint_of(self.model)
+        if "device" in model:
+            model |= dict(numerics or {})
         batching = self.batching.on(model.get("device", "cpu"))
         sampled = self.task.kind == "generate" and self.task.decoding.temperature > 0
         return {
