@@ -33,7 +33,11 @@ def test_the_embedded_demo_end_to_end_in_small(tmp_path: Path, monkeypatch: pyte
     for name in ("report.html", "report.md", "report.json", "adapter/README.md"):
         assert (tmp_path / "demo" / name).stat().st_size > 500
     steps: list[str] = []
-    again = run_demo("embedded", tmp_path / "demo", progress=lambda what, *_: steps.append(what))
+
+    def report(what: str, done: int, total: int, note: str = "") -> None:
+        steps.extend([] if note == "stored" else [what])
+
+    again = run_demo("embedded", tmp_path / "demo", progress=report)
     assert str(again) == str(result)
     assert not [what for what in steps if what.startswith(("adapting", "MUSCLE", "control"))]
 

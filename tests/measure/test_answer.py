@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models.tiny import characters, tiny
@@ -18,6 +18,8 @@ from uphold.models.likelihood import OptionScore, Scored
 from uphold.models.load import Loaded
 from uphold.tasks.base import Decoding, FixedTask, Instance, Metric
 from uphold.tasks.scorers import choice, exact
+
+quick = settings(max_examples=100, deadline=None, database=None)
 
 
 class Recorded:
@@ -124,6 +126,7 @@ option_texts = st.lists(st.text("abé字 ", min_size=1, max_size=9), min_size=1,
 
 
 @pytest.mark.parametrize("metric", ["acc", "acc_norm", "acc_bytes", "acc_mutual_info"])
+@quick
 @given(options=option_texts, data=st.data())
 def test_every_metric_picks_as_lm_eval_does(metric: Metric, options: list[str], data: st.DataObject) -> None:
     count = len(options) * (2 if metric == "acc_mutual_info" else 1)

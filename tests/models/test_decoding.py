@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models.tiny import CORPUS, byte_pairs, characters
 from uphold.models.decoding import Answer, Ending, Sampling
+
+quick = settings(max_examples=100, deadline=None, database=None)
 
 FOUR = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
 
@@ -190,6 +192,7 @@ def test_end_and_stop_at_once() -> None:
 pieces = st.text(alphabet="the qusion?é7 \n", min_size=0, max_size=30)
 
 
+@quick
 @given(st.lists(st.one_of(pieces, st.sampled_from(CORPUS)), max_size=3), st.lists(pieces, max_size=3))
 def test_looking_at_the_last_tokens_is_enough(written: list[str], stops: list[str]) -> None:
     """An answer ends as soon as its whole text holds a stop string, neither before nor after."""

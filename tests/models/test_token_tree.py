@@ -5,11 +5,13 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from uphold.models import token_tree
 from uphold.models.token_tree import HEADER_COST, KEYS, Group, Request, TokenTree, batches, grow, rounded, share_headers
+
+quick = settings(max_examples=100, deadline=None, database=None)
 
 tokens = st.integers(0, 2)
 requests = st.lists(
@@ -96,6 +98,7 @@ def test_who_sees_whom() -> None:
     assert tree.visible(1).tolist() == tree.visible()[1:, 1:].tolist()
 
 
+@quick
 @given(requests)
 def test_every_row_is_a_path_and_every_prefix_stands_once(asked: list[Request]) -> None:
     tree = grow(asked)
@@ -114,6 +117,7 @@ def test_every_row_is_a_path_and_every_prefix_stands_once(asked: list[Request]) 
     assert tree.is_chain == (len(set(tree.depths)) == len(tree))
 
 
+@quick
 @given(requests)
 def test_a_node_sees_its_ancestors_and_itself(asked: list[Request]) -> None:
     tree = grow(asked)
@@ -125,6 +129,7 @@ def test_a_node_sees_its_ancestors_and_itself(asked: list[Request]) -> None:
         assert np.array_equal(tree.visible(skip), ancestors[skip:, skip:])
 
 
+@quick
 @given(requests)
 def test_the_trunk_is_all_that_a_header_may_hold(asked: list[Request]) -> None:
     tree = grow(asked)
@@ -238,6 +243,7 @@ def test_questions_cut_from_one_long_text_are_no_deep_recursion() -> None:
 trunk_lists = st.lists(st.lists(st.integers(0, 1), max_size=7).map(tuple), min_size=1, max_size=6)
 
 
+@quick
 @given(trunk_lists, st.integers(0, 4))
 def test_every_tree_is_in_one_group_whose_header_it_begins_with(trunks: list[tuple[int, ...]], cost: int) -> None:
     trees = [stem(*trunk) for trunk in trunks]
@@ -254,6 +260,7 @@ def test_every_tree_is_in_one_group_whose_header_it_begins_with(trunks: list[tup
     assert sum(not group.header for group in groups) <= 1
 
 
+@quick
 @given(trunk_lists, st.integers(0, 4))
 @example([(0, 0), (0, 1, 0, 1, 1), (0, 1, 0, 1, 1), (0,), (0,)], 1)
 def test_no_other_division_into_groups_saves_more(trunks: list[tuple[int, ...]], cost: int) -> None:
@@ -289,6 +296,7 @@ def test_chains_and_branching_trees_stand_apart() -> None:
     assert list(batches([stem(1, 2), branching, stem(1)], range(3), 0, 8, 64, 99)) == [[1], [0, 2]]
 
 
+@quick
 @given(
     st.lists(requests.map(grow), min_size=1, max_size=10),
     st.sampled_from([1, 2, 8]),

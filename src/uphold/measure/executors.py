@@ -73,6 +73,7 @@ class LocalExecutor:
         for unit in units:
             job = jobs[unit.job]
             if engine is None or unit.job != current:
+                engine = None  # or its model could not be released before the next one is loaded
                 engine, current = self.pool.engine(job.model, job.batching.tokens, meter), unit.job
             before = (meter.tokens, meter.requests, meter.cost or 0.0)
             meter.listener = partial(_tell, heard, unit.job, meter, meter.tokens)

@@ -86,11 +86,11 @@ class Job:
         """What is needed to repeat the run, as plain JSON.
 
         Args:
-            numerics: device, dtype and attention kernel where the model will run; None for here.
+            numerics: device and dtype where the model will run; None for here.
         """
         model = fingerprint_of(self.model)
         if "device" in model:
-            model |= dict(numerics or {})
+            model |= {key: value for key, value in (numerics or {}).items() if key in ("device", "dtype")}
         batching = self.batching.on(model.get("device", "cpu"))
         sampled = self.task.kind == "generate" and self.task.decoding.temperature > 0
         return {

@@ -74,9 +74,11 @@ def predictions(
     the model's.
     """
     head = model.get_output_embeddings()
+    narrowed = False
 
     def narrow(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = inputs[0]
+        nonlocal narrowed
+        hidden, narrowed = inputs[0], True
         return hidden[rows.to(hidden.device), positions.to(hidden.device)].unsqueeze(0), *inputs[1:]
 
     hook = head.register_forward_pre_hook(narrow) if head is not None else None
@@ -86,7 +88,7 @@ def predictions(
     finally:
         if hook is not None:
             hook.remove()
-    if logits.shape[:2] == (1, len(rows)):
+    if narrowed:
         return logits[0]  # type: ignore[no-any-return]
     return logits[rows.to(logits.device), positions.to(logits.device)]  # type: ignore[no-any-return]
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from uphold.core.errors import ModelError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -47,8 +49,11 @@ class Sampling:
 
     def choose(self, logits: torch.Tensor, generators: Sequence[torch.Generator | None]) -> list[int]:
         """The next token of each row of `logits` (rows, vocabulary)."""
+        best = logits.max(dim=-1)
+        if bool(best.values.isnan().any()):
+            raise ModelError("the model gives NaN instead of a prediction: its weights or its dtype are broken")
         if self.temperature == 0:
-            return logits.argmax(dim=-1).tolist()
+            return best.indices.tolist()
         shares = (logits.float() / self.temperature).softmax(dim=-1)
         shares, tokens = shares.sort(dim=-1, descending=True)
         # A token stays when the mass before it has not reached top_p; the first one always stays.
@@ -79,19 +84,20 @@ class Ending:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> None:
         self._tokenizer, self._sampling = tokenizer, sampling
+        self._stop = tuple(stop for stop in sampling.stop if stop)
         ends = {tokenizer.eos_token_id}
         configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         ends |= set(configured) if isinstance(configured, list) else {configured}
         self._ends = {int(end) for end in ends if end is not None}
         # A stop string that the last token completes lies within as many tokens as it has bytes; the rest is slack for
         # tokens without text of their own.
-        self._tail = max((len(stop.encode()) for stop in sampling.stop), default=0) + 8
+        self._tail = max((len(stop.encode()) for stop in self._stop), default=0) + 8
 
     def text(self, tokens: Sequence[int], most: int | None = None) -> str | None:
         """The finished text, or None while the answer goes on; it ends at `most` tokens, too, where that is given."""
         if tokens[-1] in self._ends:
             return self._cut(tokens[:-1])[0]
-        if self._sampling.stop and self._cut(tokens[-self._tail :])[1]:
+        if self._stop and self._cut(tokens[-self._tail :])[1]:
             text, stopped = self._cut(tokens)
             if stopped:
                 return text
@@ -100,5 +106,5 @@ class Ending:
 
     def _cut(self, tokens: Sequence[int]) -> tuple[str, bool]:
         text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-        cuts = [at for stop in self._sampling.stop if (at := text.find(stop)) >= 0]
+        cuts = [at for stop in self._stop if (at := text.find(stop)) >= 0]
         return (text[: min(cuts)], True) if cuts else (text, False)

@@ -54,12 +54,16 @@ class Encoder:
         Raises:
             ModelError: an answer has no tokens of its own.
         """
-        heads = [prompt.rstrip() or prompt for prompt, _ in pairs]
+        heads = [prompt.rstrip() for prompt, _ in pairs]
         prompts = dict(zip(heads, self._encode(heads), strict=True))
         wholes = self._encode([prompt + answer for prompt, answer in pairs])
         encoded = []
         for head, (prompt, answer), whole in zip(heads, pairs, wholes, strict=True):
-            tokens = self._unconditional(answer) if not prompt else Encoded(prompts[head], whole[len(prompts[head]) :])
+            tokens = (
+                self._unconditional(prompt + answer)
+                if not head
+                else Encoded(prompts[head], whole[len(prompts[head]) :])
+            )
             if not tokens.answer or not tokens.prompt:
                 raise ModelError(
                     f"the answer {answer!r} has no tokens of its own after {prompt[-40:]!r}: use a delimiter"

@@ -99,7 +99,8 @@ class EndpointEngine:
         self.name = endpoint.name
         self._endpoint, self._meter = endpoint, meter or Meter()
         self._usage = Usage(endpoint.input_price, endpoint.output_price)
-        self._seen = 0
+        self._seen: tuple[int, int, float | None] = (0, 0, None)
+        """Tokens, requests and cost that the meter has heard of."""
 
     def score(self, questions: Sequence[Sequence[tuple[str, str]]]) -> list[Scored]:
         """See `uphold.models.endpoint.option_logprobs`."""
@@ -125,7 +126,9 @@ class EndpointEngine:
         return [completion.generated() for completion in written]
 
     def _count(self, what: str, done: int, total: int, note: str = "") -> None:
-        tokens = self._usage.input_tokens + self._usage.output_tokens
-        self._meter.requests, self._meter.cost = self._usage.requests, self._usage.cost()
-        self._meter.add(tokens - self._seen)
-        self._seen = tokens
+        before = self._seen
+        self._seen = (self._usage.input_tokens + self._usage.output_tokens, self._usage.requests, self._usage.cost())
+        self._meter.requests += self._seen[1] - before[1]
+        if self._seen[2] is not None:
+            self._meter.cost = (self._meter.cost or 0.0) + self._seen[2] - (before[2] or 0.0)
+        self._meter.add(self._seen[0] - before[0])

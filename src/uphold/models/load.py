@@ -71,6 +71,20 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
+def attention_kernel(files: ModelFiles) -> str:
+    """The attention kernel that a model is loaded with: `sdpa`, or `eager` where its architecture has no other."""
+    if files.is_gguf:
+        return ATTENTION
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(files.base, local_files_only=True, trust_remote_code=False)
+        architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except (OSError, ValueError, KeyError):
+        return ATTENTION
+    return ATTENTION if getattr(architecture, "_supports_sdpa", True) else "eager"
+
+
 def fingerprint_of(model: ModelLike) -> dict[str, Any]:
     """The model part of a run's fingerprint; nothing is loaded where `model` is a reference."""
     if isinstance(model, Loaded):
@@ -78,7 +92,8 @@ def fingerprint_of(model: ModelLike) -> dict[str, Any]:
     if is_endpoint(model):
         return parse_endpoint(model).fingerprint()
     if isinstance(model, str | Path):
-        return files_fingerprint(find_model(model)) | numerics()
+        files = find_model(model)
+        return files_fingerprint(files) | numerics() | {"attention": attention_kernel(files)}
     loaded = load(model)
     return loaded.fingerprint | numerics(loaded.model)
 
@@ -161,7 +176,7 @@ def load_base(files: ModelFiles, device_map: str | None = None) -> tuple[Any, An
         model, info = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=default_dtype(device),
-            attn_implementation=ATTENTION,
+            attn_implementation=attention_kernel(files),
             output_loading_info=True,
             **where,
             **spread,
@@ -217,10 +232,12 @@ def _check_adapter_base(adapter: Path, base_weights: str, name: str) -> None:
 
 
 def _with_adapter(model: Any, adapter: Path, name: str) -> Any:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from safetensors import SafetensorError
 
     try:
+        if PeftConfig.from_pretrained(str(adapter)).is_prompt_learning:
+            raise ModelError(f"'{name}': the adapter {adapter} puts virtual tokens before every prompt: not supported")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)

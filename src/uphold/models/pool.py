@@ -32,14 +32,19 @@ class ModelPool:
         self._base: Any = None
         self._tokenizer: Any = None
         self._key: tuple[Any, ...] = ()
-        self._encoders: dict[str, Encoder] = {}
+        self._encoders: dict[str | int, Encoder] = {}
+        self._weights: dict[str, tuple[int, int, int]] = {}
 
     def engine(self, model: ModelLike, batch_tokens: int, meter: Meter | None = None) -> Engine:
         """`model` ready to be asked; a reference is loaded only if it is not here already."""
         if is_endpoint(model):
             return EndpointEngine(parse_endpoint(model), meter)
         loaded = self.load(model)
-        encoder = self._encoders.setdefault(str(loaded.fingerprint["tokenizer"]), Encoder(loaded.tokenizer))
+        # Only the hash of a tokenizer's files says all that it does: one in memory is hashed by its token ids, and all
+        # GGUF files give one word.
+        by_files = loaded.files is not None and not loaded.files.is_gguf
+        key = str(loaded.fingerprint["tokenizer"]) if by_files else id(loaded.tokenizer)
+        encoder = self._encoders.setdefault(key, Encoder(loaded.tokenizer))
         return LocalEngine(loaded, batch_tokens, encoder, meter)
 
     def load(self, model: ModelLike) -> Loaded:
@@ -51,7 +56,7 @@ class ModelPool:
         key = (fingerprint["weights"], fingerprint["config"], fingerprint["tokenizer"])
         if self._key != key:
             self._release()
-            self._base, self._tokenizer = load_base(files, self.device_map)
+            self._load(files)
             self._key = key
         return Loaded(self._dressed(files, fingerprint), self._tokenizer, files.name, fingerprint, files)
 
@@ -59,9 +64,22 @@ class ModelPool:
         """The base with the adapter that `files` names, and no other."""
         if hasattr(self._base, "peft_config"):
             self._base = self._base.unload()
+            if _identity(self._base) != self._weights:
+                # The adapter put weights of its own in their place (modules_to_save), or wrote to them (PiSSA, OLoRA).
+                self._base = None
+                self._load(files)
         if files.adapter is not None:
             self._base = attach_adapter(self._base, files, fingerprint["weights"])
         return self._base.eval()
 
+    def _load(self, files: ModelFiles) -> None:
+        self._base, self._tokenizer = load_base(files, self.device_map)
+        self._weights = _identity(self._base)
+
     def _release(self) -> None:
         self._base, self._tokenizer, self._key = None, None, ()
+
+
+def _identity(model: Any) -> dict[str, tuple[int, int, int]]:
+    """Which tensors a model's weights are, where they are, and how often each was written to."""
+    return {name: (id(value), value.data_ptr(), value._version) for name, value in model.named_parameters()}

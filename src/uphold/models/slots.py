@@ -223,7 +223,8 @@ class SlotDecoder:
             self._at.lengths[slot] += 1
             self._next[slot] = token
             if answer.add(token):
-                self._rows[slot] = None
+                # An empty slot goes on at position 0: it must neither run over the end nor decide what others look at.
+                self._rows[slot], self._at.lengths[slot] = None, 0
                 yield prompt, answer
 
     def _shrink(self, free: int) -> None:
