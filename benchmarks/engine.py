@@ -291,6 +291,30 @@ def cost(model: str, threads: int, scale: float) -> list[dict[str, Any]]:
     return points
 
 
+def facts(model: str, threads: int) -> dict[str, Any]:
+    """A result without rows: what was measured where, with which versions."""
+    from uphold.models.load import default_device, library_versions, numerics
+
+    machine: dict[str, Any] = {"cores": os.cpu_count(), "threads": threads, "system": platform.system()}
+    if default_device() != "cpu":
+        import torch
+
+        machine["device"] = torch.cuda.get_device_name()
+    return {
+        "name": "engine",
+        "model": model,
+        "rows": [],
+        "machine": machine | {"python": platform.python_version(), **numerics()},
+        "versions": library_versions() | {"lm_eval": version("lm_eval")},
+    }
+
+
+def keep(result: dict[str, Any], row: dict[str, Any], path: Path) -> None:
+    """Put a row into the result, in the place of an older one of that name, and write it."""
+    result["rows"] = [old for old in result["rows"] if old["what"] != row["what"]] + [row]
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
 def plot(result: dict[str, Any], path: Path) -> None:
     """Ratios as bars, against what is asked for."""
     import matplotlib as mpl
@@ -325,33 +349,27 @@ def main() -> None:
     if options.child:
         options.out.write_text(json.dumps(child(json.loads(options.child))))
         return
+    path = HERE / "results" / f"{options.name}.json"
     common = {"model": options.model, "threads": options.threads}
-    rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {"name": "engine", "model": options.model, "rows": rows}
+    result = facts(options.model, options.threads)
+    if options.only and path.is_file():
+        # What is measured apart is put beside what was measured before, on the same machine and model only.
+        before = json.loads(path.read_text())
+        if all(before[key] == result[key] for key in ("model", "machine", "versions")):
+            result = before
     if options.only in (None, "choice"):
         for name, task, count, asked in CHOICE:
             job = {**common, "kind": "choice", "task": task, "count": int(count * options.scale)}
-            rows.append(compare(name, job, "lm-eval", PEER_BATCHES, asked))
+            keep(result, compare(name, job, "lm-eval", PEER_BATCHES, asked), path)
     if options.only in (None, "generate"):
         job = {**common, "kind": "generate", "count": int(64 * options.scale)}
-        rows.append(compare("generation, mixed lengths", job, "model.generate", (16, 32), 1.5))
+        keep(result, compare("generation, mixed lengths", job, "model.generate", (16, 32), 1.5), path)
     if options.only in (None, "cost"):
         result["cost"] = cost(options.model, options.threads, options.scale)
         job = {**common, "kind": "choice", "task": CHOICE[0][1], "count": int(64 * options.scale)}
         result["limit"] = limit(job, options.threads)
-    from uphold.models.load import default_device, library_versions, numerics
-
-    machine: dict[str, Any] = {"cores": os.cpu_count(), "threads": options.threads, "system": platform.system()}
-    if default_device() != "cpu":
-        import torch
-
-        machine["device"] = torch.cuda.get_device_name()
-    result["machine"] = machine | {"python": platform.python_version(), **numerics()}
-    result["versions"] = library_versions() | {"lm_eval": version("lm_eval")}
-    path = HERE / "results" / f"{options.name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
-    if rows:
-        plot(result, HERE.parent / "docs" / "images" / f"{options.name}.png")
+    plot(result, HERE.parent / "docs" / "images" / f"{options.name}.png")
     print(f"written: {path.relative_to(HERE.parent)}")
 
 
