@@ -83,7 +83,7 @@ def test_an_executor_does_the_work(model_v1: Path, model_v2: Path, task_file: Pa
         units = 0
 
         def numerics(self) -> Any:
-            return {"device": "cpu", "dtype": "torch.float32", "attention": "eager"}
+            return {"device": "cpu", "dtype": "torch.bfloat16"}
 
         def answers(self, jobs: Any, units: Any, heard: Any) -> Any:
             self.units += len(units)
@@ -93,7 +93,7 @@ def test_an_executor_does_the_work(model_v1: Path, model_v2: Path, task_file: Pa
     comparison = compare(model_v1, model_v2, task_file, executor=work)
 
     assert work.units == 3
-    assert comparison.new.fingerprint["model"]["attention"] == "eager"
+    assert comparison.new.fingerprint["model"]["dtype"] == "torch.bfloat16"
     with pytest.raises(NotComparableError, match="one and the same model"):
         compare(model_v1, str(model_v1), task_file, executor=work)
 

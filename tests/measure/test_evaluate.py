@@ -290,11 +290,11 @@ def test_an_executor_may_work_on_all_jobs_at_once(model_v1: Path, model_v2: Path
 def test_where_workers_run_elsewhere_their_numerics_are_recorded(model_v1: Path, task: Task) -> None:
     class Elsewhere(LocalExecutor):
         def numerics(self) -> Any:
-            return {"device": "cpu", "dtype": "torch.float32", "attention": "eager"}
+            return {"device": "cpu", "dtype": "torch.bfloat16"}
 
     run = evaluate(model_v1, task, executor=Elsewhere())
 
-    assert run.fingerprint["model"]["attention"] == "eager"
+    assert run.fingerprint["model"]["dtype"] == "torch.bfloat16"
     assert evaluate(model_v1, task).path != run.path
 
 

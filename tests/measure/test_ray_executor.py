@@ -131,7 +131,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def becomes(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+def becomes(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Whether `condition` comes true."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
