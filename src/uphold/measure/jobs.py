@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from uphold.models.endpoint_reference import is_endpoint
-from uphold.models.engine import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
+from uphold.models.engine import default_batch_tokens
 from uphold.models.load import ModelLike, fingerprint_of, library_versions
 from uphold.tasks.base import Instance, Split, Task, required_instances, task_fingerprint
 
@@ -32,8 +32,7 @@ class Batching:
 
     def on(self, device: str) -> Batching:
         """The same with a number of tokens that fits the device."""
-        default = CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
-        return Batching(self.tokens or default, self.reverse)
+        return Batching(self.tokens or default_batch_tokens(device), self.reverse)
 
     def other(self, device: str) -> Batching:
         """Another composition of batches, for the noise floor."""

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
 
 
-def default_batch_tokens() -> int:
-    """Padded tokens per forward pass: what keeps this machine's device busy."""
-    return CPU_BATCH_TOKENS if default_device() == "cpu" else GPU_BATCH_TOKENS
+def default_batch_tokens(device: str | None = None) -> int:
+    """Padded tokens per forward pass: what keeps a device of this kind, or this machine's, busy."""
+    return CPU_BATCH_TOKENS if (device or default_device()) == "cpu" else GPU_BATCH_TOKENS
 
 
 class Meter:
@@ -76,7 +76,11 @@ class LocalEngine:
         from uphold.models.likelihood import LikelihoodEngine
 
         self.name = loaded.name
-        model = (loaded.model, encoder or Encoder(loaded.tokenizer), batch_tokens or default_batch_tokens())
+        model = (
+            loaded.model,
+            encoder or Encoder(loaded.tokenizer),
+            batch_tokens or default_batch_tokens(),
+        )
         self._likelihood = LikelihoodEngine(*model, meter or Meter())
         self._generation = GenerationEngine(*model, meter or Meter())
 

@@ -16,7 +16,7 @@ from uphold.models.attention import accepted_arguments, attention_window, max_le
 from uphold.models.decoding import Answer, Ending, Generated, Sampling
 from uphold.models.encode import Encoder
 from uphold.models.slots import Prompt, SlotDecoder
-from uphold.models.token_tree import HEADER_COST
+from uphold.models.token_tree import HEADER_COST, common_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,9 +104,10 @@ class GenerationEngine:
             mask[row, length - len(prompt.tokens) :] = 1
         input_ids, mask = input_ids.to(self.model.device), mask.to(self.model.device)
         answers = [Answer(ending, prompt.most) for prompt in prompts]
+        accepted = accepted_arguments(self.model)
         cache = None
         while any(answer.text is None for answer in answers):
-            logits, cache = self._step(input_ids, mask, cache)
+            logits, cache = self._step(input_ids, mask, cache, accepted)
             tokens = sampling.choose(logits, [prompt.generator for prompt in prompts])
             for answer, token in zip(answers, tokens, strict=True):
                 if answer.text is None:
@@ -117,11 +118,12 @@ class GenerationEngine:
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         yield from zip(prompts, answers, strict=True)
 
-    def _step(self, input_ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+    def _step(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, cache: Any, accepted: frozenset[str]
+    ) -> tuple[torch.Tensor, Any]:
         self.meter.add(input_ids.numel())
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
         arguments: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1, "past_key_values": cache}
-        accepted = accepted_arguments(self.model)
         with torch.inference_mode():
             output = self.model(
                 input_ids=input_ids,
@@ -137,7 +139,5 @@ def _header(prompts: Sequence[Prompt]) -> Sequence[int]:
     rows = sorted(list(prompt.tokens) for prompt in prompts)
     first, last = rows[0], rows[-1]
     most = min(len(prompt.tokens) for prompt in prompts) - 1
-    common = 0
-    while common < most and first[common] == last[common]:
-        common += 1
+    common = min(most, common_prefix(first, last))
     return first[:common] if (len(prompts) - 1) * common > HEADER_COST else ()

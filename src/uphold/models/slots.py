@@ -149,12 +149,12 @@ class SlotDecoder:
             tokens = self.sampling.choose(logits, [new[slot].generator for slot in slots])
             for slot, token in zip(slots, tokens, strict=True):
                 row = (new[slot], Answer(self.ending, new[slot].most))
-                self._at.lengths[slot] = len(new[slot].tokens)
-                self._next[slot] = token
                 if row[1].add(token):
                     yield row
                 else:
                     self._rows[slot] = row
+                    self._at.lengths[slot] = len(new[slot].tokens)
+                    self._next[slot] = token
 
     def _read(
         self, rows: Sequence[Sequence[int]], slots: Sequence[int], length: int, header: Cache | None, skip: int
@@ -237,7 +237,5 @@ class SlotDecoder:
         chosen = live + empty[: kept - len(live)]
         self._rows = [self._rows[slot] for slot in chosen]
         self._next, self._at.lengths = self._next[chosen], self._at.lengths[chosen]
-        # An empty slot must not decide how many keys the others look at.
-        self._at.lengths[len(live) :] = 0
         for layer in self._cache.layers:
             layer.keys, layer.values = layer.keys[chosen], layer.values[chosen]

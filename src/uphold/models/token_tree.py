@@ -120,7 +120,7 @@ def share_headers(trees: Sequence[TokenTree]) -> list[Group]:
     """
     trunks = [tree.tokens[: tree.trunk] for tree in trees]
     order = sorted(range(len(trees)), key=lambda index: (trunks[index], index))
-    stretches = _stretches([_common(trunks[one], trunks[other]) for one, other in pairwise(order)], len(order))
+    stretches = _stretches([common_prefix(trunks[one], trunks[other]) for one, other in pairwise(order)], len(order))
     chosen = _with_headers(stretches)
     members: dict[tuple[int, ...], list[int]] = {}
     header: dict[int, tuple[int, ...]] = {-1: ()}
@@ -180,7 +180,7 @@ def _with_headers(stretches: Sequence[_Stretch]) -> set[tuple[int, int]]:
     return chosen
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """Length of the common prefix."""
     return next(
         (at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right),
