@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from uphold.core.errors import DataError
@@ -79,24 +80,28 @@ def to_table(records: Iterable[Record]) -> pa.Table:
     """
     import pyarrow as pa
 
-    rows = []
-    seen: set[str] = set()
-    for record in sorted(records, key=lambda record: record.id):
-        if record.id in seen:
+    try:
+        ordered = sorted(records, key=lambda record: record.id)
+        _check(ordered)
+        columns = [list(map(attrgetter(name), ordered)) for name in FIELDS]
+        columns[FIELDS.index("tags")] = [sorted(record.tags.items()) for record in ordered]
+        return pa.table(columns, schema=schema())
+    except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
+        raise DataError(f"a record holds a value of the wrong type: {' '.join(str(error).split())}") from error
+
+
+def _check(ordered: list[Record]) -> None:
+    """Refuse two records with one id, which stand side by side in `ordered`, and scores outside [0, 1]."""
+    before = None
+    for record in ordered:
+        if record.id == before:
             raise DataError(
                 f"two records have the id '{record.id}' (input {record.input[:60]!r}): every instance may be "
                 "answered once; remove the duplicate"
             )
-        seen.add(record.id)
-        if record.score is not None and (record.score < 0 or record.score > 1):
-            raise DataError(f"the record '{record.id}' has the score {record.score}: scores lie in [0, 1], scale them")
-        row = asdict(record)
-        row["tags"] = sorted(record.tags.items())
-        rows.append(row)
-    try:
-        return pa.Table.from_pylist(rows, schema=schema())
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        raise DataError(f"a record holds a value of the wrong type: {' '.join(str(error).split())}") from error
+        before, score = record.id, record.score
+        if score is not None and (score < 0 or score > 1):
+            raise DataError(f"the record '{record.id}' has the score {score}: scores lie in [0, 1], scale them")
 
 
 def from_row(row: Mapping[str, Any]) -> Record:

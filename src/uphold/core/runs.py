@@ -57,9 +57,9 @@ class Run:
         """The records as an Arrow table sorted by id."""
         return _read_parquet(self.records_path, columns)
 
-    def records(self) -> Iterator[Record]:
-        """The records, one at a time, sorted by id."""
-        for batch in self.table().to_batches(max_chunksize=4096):
+    def records(self, ids: Sequence[str] | None = None) -> Iterator[Record]:
+        """The records, one at a time, sorted by id; of `ids` only, where they are given."""
+        for batch in _read_parquet(self.records_path, None, ids).to_batches(max_chunksize=4096):
             for row in batch.to_pylist():
                 yield rec.from_row(row)
 
@@ -76,10 +76,14 @@ class Run:
 
 
 def run_key(fingerprint: Fingerprint) -> str:
-    """The content address (24 hex digits) of a run; names that a user gave do not count."""
+    """The content address (24 hex digits) of a run.
+
+    Names that a user gave do not count, nor does `log`: remarks on how another tool's log was read.
+    """
     model = {key: value for key, value in fingerprint["model"].items() if key != "name"}
     task = {key: value for key, value in fingerprint["task"].items() if key != "name"}
-    return sha256_of([FORMAT, {**fingerprint, "model": model, "task": task}])[:24]
+    rest = {key: value for key, value in fingerprint.items() if key != "log"}
+    return sha256_of([FORMAT, {**rest, "model": model, "task": task}])[:24]
 
 
 def is_run(folder: Path) -> bool:
@@ -255,12 +259,13 @@ def _write_parquet(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
+def _read_parquet(path: Path, columns: Sequence[str] | None, ids: Sequence[str] | None = None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path, columns=list(columns) if columns else None, partitioning=None)
+        rows = None if ids is None else [("id", "in", set(ids))]
+        return pq.read_table(path, columns=list(columns) if columns else None, filters=rows, partitioning=None)
     except FileNotFoundError:
         raise CorruptError(f"{path} is missing; evaluate the model again") from None
     except (pa.ArrowException, OSError) as error:
