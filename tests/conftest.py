@@ -112,7 +112,7 @@ def make_record(number: int, correct: bool | None, answer: str, score: float | N
     return Record(**values)
 
 
-def make_run(folder: Path, records: list[Record], name: str = "model", **task: Any) -> Run:
+def make_run(folder: Path, records: list[Record], name: str = "model", /, **task: Any) -> Run:
     fingerprint = {
         "model": {"name": name, "weights": f"weights of {name}", "adapter": None},
         "task": {"name": "task", "kind": "choice", "split": "test", "instances": "same", "scorer": "choice.v1", **task},

@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from uphold import repair as repair
     from uphold.core.errors import UpholdError as UpholdError
+    from uphold.core.policy import load_policy as load_policy
     from uphold.core.runs import Run as Run
     from uphold.core.runs import load_run as load_run
     from uphold.core.runs import write_run as write_run
+    from uphold.importers import import_log as import_log
     from uphold.measure.compare import compare as compare
+    from uphold.measure.compare import compare_all as compare_all
     from uphold.measure.comparison import load_comparison as load_comparison
     from uphold.measure.evaluate import evaluate as evaluate
+    from uphold.measure.gate import gate as gate
+    from uphold.measure.history import history as history
     from uphold.measure.pass_at_k import pass_at_k as pass_at_k
     from uphold.models.load import load as load
     from uphold.repair.adapt import adapt as adapt
@@ -34,10 +39,15 @@ _HOMES = {
     "Run": "uphold.core.runs",
     "load_run": "uphold.core.runs",
     "write_run": "uphold.core.runs",
+    "import_log": "uphold.importers",
     "compare": "uphold.measure.compare",
+    "compare_all": "uphold.measure.compare",
     "load_comparison": "uphold.measure.comparison",
     "evaluate": "uphold.measure.evaluate",
+    "gate": "uphold.measure.gate",
+    "history": "uphold.measure.history",
     "pass_at_k": "uphold.measure.pass_at_k",
+    "load_policy": "uphold.core.policy",
     "load": "uphold.models.load",
     "adapt": "uphold.repair.adapt",
     "load_repair": "uphold.repair.result",

@@ -63,17 +63,18 @@ def test_two_stored_runs_are_compared_without_task_or_torch(two_runs: tuple[Path
 
 
 def test_the_gate_decides_the_exit_code(two_runs: tuple[Path, Path]) -> None:
-    # 10 flips in 100: the exact one-sided 95% upper bound is 16.4%.
-    passed, failed = (uphold("compare", *two_runs, "--max-nfr", limit) for limit in ("0.17", "0.16"))
-    assert (passed.returncode, failed.returncode) == (0, 1)
-    assert "gate pass: 10 negative flips in 100" in passed.stdout
-    assert "gate FAIL: 10 negative flips in 100, 95% upper bound of the NFR 16.37% > 16.00%" in failed.stdout
+    # 10 flips in 100: the exact one-sided 95% bounds are 5.5% and 16.4%.
+    passed, undecided, failed = (uphold("compare", *two_runs, "--max-nfr", limit) for limit in ("0.17", "0.16", "0.05"))
+    assert (passed.returncode, undecided.returncode, failed.returncode) == (0, 3, 1)
+    assert "10.00%  5.53% to 16.37%  <= 17.00%  pass" in passed.stdout
+    assert "between 5.53% and 16.37%, the limit is 16.00%" in undecided.stdout
+    assert "at least 5.53% at 95% confidence, above 5.00%" in failed.stdout
 
 
 def test_json_on_stdout_is_for_programs(two_runs: tuple[Path, Path]) -> None:
     values = json.loads(uphold("compare", *two_runs, "--json", "--max-nfr", "0.5").stdout)
     assert values["matrix"]["negative_flips"] == 10
-    assert values["verdict"]["passed"] is True
+    assert values["verdict"]["verdict"] == "pass"
     assert {rate["name"]: rate["value"] for rate in values["rates"]}["nfr"] == 0.1
 
 

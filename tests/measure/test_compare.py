@@ -130,6 +130,17 @@ def test_two_folders_with_runs_need_no_task(tmp_path: Path) -> None:
     assert (comparison["nfr"].value, comparison["pfr"].value) == (0.4, 0.4)
 
 
+def test_stored_runs_may_bring_their_noise_floor(model_v1: Path, tmp_path: Path) -> None:
+    for name, right in (("old", 6), ("again", 5), ("new", 3)):
+        make_run(tmp_path / name, [make_record(n, n < right, str(n < right)) for n in range(10)], name)
+
+    comparison = compare(tmp_path / "old", tmp_path / "new", again=tmp_path / "again")
+
+    assert (comparison["nfr"].value, comparison["nfr"].floor) == (pytest.approx(0.3), 0.1)
+    with pytest.raises(UsageError, match="where old and new are stored"):
+        compare(tmp_path / "old", tmp_path / "new", again=model_v1)
+
+
 def test_a_model_without_task_is_a_usage_error(model_v1: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "old", [make_record(1, True, "a")], "old")
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import make_record, make_run
-from uphold.core import registry
+from uphold.core import registry, stats
 from uphold.core.errors import CorruptError, DataError, EmptyError, NotComparableError, StorageError
 from uphold.core.runs import Run, write_run
-from uphold.measure.comparison import Verdict, compare_runs, load_comparison
+from uphold.measure import comparison as comparison_module
+from uphold.measure.comparison import compare_runs, load_comparison
+from uphold.measure.discover import Rule
 from uphold.measure.pairs import Pairs
 from uphold.measure.rates import Rate
 
@@ -96,7 +98,7 @@ def test_unscored_instances_are_left_out_counted_and_noted(tmp_path: Path) -> No
     assert (comparison.count, comparison.unscored) == (2, 2)
     assert comparison["nfr"].value == 0.0
     assert comparison["accuracy_old"].value == 0.5
-    assert "2 instances have no score in one of the runs and are left out" in comparison.notes
+    assert "instances without a score in one of the runs, left out: 2" in comparison.notes
     assert comparison.slices[0].count == 2
 
 
@@ -146,40 +148,132 @@ def test_a_registered_measure_appears_in_every_comparison(
     assert (comparison["churn"].value, comparison["churn"].floor) == (pytest.approx(0.3), pytest.approx(0.1))
 
 
-# ---- the gate ----
+def test_a_measure_of_a_third_party_reads_the_instances_it_needs(
+    old: Run, new: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+
+    @registry.measure("brier-like")
+    def brier(pairs: Pairs) -> list[Rate]:
+        assert pairs.old_correct is not None
+        assert len(pairs) == len(pairs.old_correct)
+        return [Rate("brier", "Brier", float(((pairs.new_score - pairs.old_correct) ** 2).mean()))]
+
+    assert compare_runs(old, new)["brier"].value == pytest.approx(0.3)
 
 
-def test_the_gate_holds_the_upper_bound_against_the_limit(tmp_path: Path) -> None:
-    # 0 of 58: 1 - 0.05 ** (1 / 58) = 0.0503; one more instance gives 0.0495
-    fails = compare_runs(outcomes(tmp_path / "a", "old", "1" * 58), outcomes(tmp_path / "a", "new", "1" * 58))
-    passes = compare_runs(outcomes(tmp_path / "b", "old", "1" * 59), outcomes(tmp_path / "b", "new", "1" * 59))
-
-    assert fails.gate(0.05) == Verdict(
-        False, "gate FAIL: 0 negative flips in 58, 95% upper bound of the NFR 5.03% > 5.00%"
-    )
-    assert passes.gate(0.05).passed
-    assert (fails.gate(0.05).exit_code, passes.gate(0.05).exit_code) == (1, 0)
-
-
-def test_a_gate_at_another_level(old: Run, new: Run) -> None:
-    # 1 of 10, one-sided: P(X <= 1 | 10, p) = 1 - level at p = 0.3942 (95%) and 0.2710 (80%)
-    comparison = compare_runs(old, new)
-
-    assert not comparison.gate(0.39).passed
-    assert comparison.gate(0.40).passed
-    assert not comparison.gate(0.27, level=0.8).passed
-    assert comparison.gate(0.28, level=0.8).passed
-
-
-def test_a_gate_on_continuous_scores_counts_the_losses(tmp_path: Path) -> None:
+def test_continuous_scores_have_no_matrix_and_a_test_of_their_own(tmp_path: Path) -> None:
     old = make_run(tmp_path / "old", [make_record(n, None, "x", 0.5) for n in range(10)], "old")
     new = make_run(tmp_path / "new", [make_record(n, None, "x", 0.4 if n == 0 else 0.6) for n in range(10)], "new")
 
     comparison = compare_runs(old, new)
 
     assert comparison.matrix is None
-    assert comparison.slices == ()
-    assert comparison.gate(0.4).reason.startswith("gate pass: 1 negative flips in 10")
+    assert comparison.test.name == "sign-flip permutation test"
+    # 22 of 1024 sign patterns have at most one sign against the others.
+    assert comparison.test.p == pytest.approx(22 / 1024)
+    assert "10 instances: 1 scores fall, 9 rise, 0 stay as they are; sign-flip permutation test p = 0.0215" in str(
+        comparison
+    )
+
+
+# ---- what so many instances can show ----
+
+
+def test_the_smallest_visible_nfr_is_above_the_floor(old: Run, new: Run, again: Run) -> None:
+    comparison = compare_runs(old, new, again)
+
+    # The floor of the NFR is 0: one flip tells, and 1 - (1 - p) ** 10 = 0.8 at p = 0.1487
+    assert comparison.smallest_visible_nfr == pytest.approx(1 - 0.2**0.1, rel=1e-6)
+    assert "with 10 instances an NFR of 15% would be seen with 80% power" in str(comparison)
+
+
+def test_a_high_floor_takes_a_higher_nfr_to_be_seen(tmp_path: Path) -> None:
+    old, new = outcomes(tmp_path, "old", "1" * 20), outcomes(tmp_path, "new", "1" * 19 + "0")
+    again = outcomes(tmp_path, "again", "1" * 16 + "0" * 4, batching=17, weights="weights of old")
+
+    high = compare_runs(old, new, again).smallest_visible_nfr
+    assert high == pytest.approx(stats.smallest_visible_rate(20, floor=0.2))
+    assert high > 0.2
+
+
+def test_a_floor_that_nothing_exceeds_leaves_none_visible(tmp_path: Path) -> None:
+    old, new = outcomes(tmp_path, "old", "11"), outcomes(tmp_path, "new", "10")
+    again = outcomes(tmp_path, "again", "00", batching=17, weights="weights of old")
+
+    comparison = compare_runs(old, new, again)
+    assert comparison.smallest_visible_nfr is None
+    assert "would be seen" not in str(comparison)
+    assert load_comparison(comparison.save(tmp_path / "out")).smallest_visible_nfr is None
+
+
+# ---- runs that differ, clusters ----
+
+
+def test_a_mismatch_that_is_allowed_is_noted(tmp_path: Path) -> None:
+    old = make_run(tmp_path / "old", [make_record(n, True, "x") for n in range(4)], "old", shots=0)
+    new = make_run(tmp_path / "new", [make_record(n, n > 2, "x") for n in range(2, 7)], "new", shots=5)
+
+    with pytest.raises(NotComparableError, match=r"shots \(0 against 5\)"):
+        compare_runs(old, new)
+    comparison = compare_runs(old, new, allow_mismatch=True)
+
+    assert comparison.count == 2
+    assert comparison["nfr"].value == 0.5
+    assert comparison.notes[0] == "mismatch allowed: shots (0 against 5)"
+    assert "left out: 2 instances of the old run only, 3 of the new run only" in comparison.notes
+
+
+def by_passage(folder: Path, name: str, right: str, size: int) -> Run:
+    records = [
+        make_record(number, flag == "1", flag, tags={"passage": f"p{number // size}"})
+        for number, flag in enumerate(right)
+    ]
+    return make_run(folder / name, records, name)
+
+
+def test_clusters_widen_intervals_and_temper_the_test(tmp_path: Path) -> None:
+    # Twelve passages of five questions; two passages break, all their questions at once.
+    old = by_passage(tmp_path, "old", "1" * 60, 5)
+    new = by_passage(tmp_path, "new", "1" * 50 + "0" * 10, 5)
+
+    plain, clustered = compare_runs(old, new), compare_runs(old, new, cluster="passage")
+
+    assert (plain.cluster, clustered.cluster) == (None, "passage")
+    assert clustered["nfr"].value == plain["nfr"].value == pytest.approx(1 / 6)
+    for name in ("nfr", "gain"):
+        assert clustered[name].low < plain[name].low  # type: ignore[operator]
+        assert clustered[name].high > plain[name].high  # type: ignore[operator]
+    # Ten flips of one kind among instances, two among passages.
+    assert plain.test.p == pytest.approx(2 / 2**10)
+    assert (clustered.test.p, clustered.test.clusters) == (pytest.approx(0.5), 12)
+    assert any("the 12 values of 'passage' as independent; slices" in note for note in clustered.notes)
+    assert "clustered McNemar p = 0.5" in str(clustered)
+    # Passages that fall as one are worth one question each, and less with the t quantile of so few.
+    assert plain.smallest_visible_nfr == pytest.approx(1 - 0.2 ** (1 / 60), rel=1e-6)
+    assert clustered.smallest_visible_nfr is not None
+    assert 1 - 0.2 ** (1 / 12) <= clustered.smallest_visible_nfr <= 1 - 0.2 ** (1 / 8)
+    assert "with 60 instances in 12 clusters an NFR of" in str(clustered)
+
+
+def test_few_clusters_are_said_to_be_rough(tmp_path: Path) -> None:
+    old, new = by_passage(tmp_path, "old", "1" * 10, 5), by_passage(tmp_path, "new", "1" * 9 + "0", 5)
+
+    notes = compare_runs(old, new, cluster="passage").notes
+    assert any("2 values of 'passage' as independent, which with fewer than 10 is rough" in note for note in notes)
+
+
+def test_an_unknown_cluster_is_refused(old: Run, new: Run) -> None:
+    with pytest.raises(DataError, match=r"10 of 10 instances lack the tag 'passage'.*: level"):
+        compare_runs(old, new, cluster="passage")
+
+
+def test_rules_are_looked_for_unless_told_not_to(old: Run, new: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = Rule(("level is hard",), 10, 1, 0.1, 0.0, 0.01)
+    monkeypatch.setattr(comparison_module, "find_rules", lambda old, new: [rule])
+
+    assert compare_runs(old, new).discovered == (rule,)
+    assert compare_runs(old, new, discover=False).discovered == ()
 
 
 # ---- printing, saving, loading ----
@@ -205,11 +299,25 @@ def test_a_saved_comparison_is_read_back_equal(tmp_path: Path, old: Run, new: Ru
     assert list(loaded.new.records()) == list(new.records())
 
 
+def test_everything_that_was_found_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = Rule(("level is hard", "has digits"), 10, 1, 0.1, 0.0, 0.01)
+    monkeypatch.setattr(comparison_module, "find_rules", lambda old, new: [rule])
+    runs = by_passage(tmp_path, "old", "1110", 2), by_passage(tmp_path, "new", "1101", 2)
+    comparison = compare_runs(*runs, cluster="passage")
+
+    loaded = load_comparison(comparison.save(tmp_path / "out"))
+
+    assert loaded.discovered == (rule,)
+    assert (loaded.cluster, loaded.test) == ("passage", comparison.test)
+    assert loaded.smallest_visible_nfr == comparison.smallest_visible_nfr
+    assert loaded.slices == comparison.slices
+
+
 def test_the_saved_file_says_what_was_compared(tmp_path: Path, old: Run, new: Run) -> None:
     saved = json.loads((compare_runs(old, new).save(tmp_path / "out") / "comparison.json").read_text())
 
     assert (saved["old"]["name"], saved["new"]["name"], saved["again"]) == ("old", "new", None)
-    assert saved["matrix"]["mcnemar_p"] == 1.0
+    assert saved["test"]["p"] == 1.0
     assert {rate["name"]: rate["value"] for rate in saved["rates"]}["nfr"] == 0.1
 
 

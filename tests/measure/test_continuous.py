@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from uphold.core import stats
+from uphold.measure import intervals
 from uphold.measure.continuous import continuous
-from uphold.measure.pairs import Pairs
+from uphold.measure.intervals import SHARES
+from uphold.measure.pairs import Arrays, Pairs, pairs_of
 from uphold.measure.rates import Rate
 
 quick = settings(max_examples=40, deadline=None, database=None)
@@ -17,7 +23,7 @@ score_pairs = st.lists(st.tuples(scores, scores), min_size=1, max_size=30)
 
 def scored(rows: list[tuple[float, float]]) -> Pairs:
     old, new = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
-    return Pairs(None, None, old == new, old, new)
+    return pairs_of(Arrays(old, new, old == new))
 
 
 def rates_of(rows: list[tuple[float, float]], draws: int = 20) -> dict[str, Rate]:
@@ -90,14 +96,14 @@ def test_a_difference_from_rounding_is_a_tie() -> None:
 
 def test_right_or_wrong_scores_are_left_to_flips() -> None:
     right = np.array([True, False, True])
-    pairs = Pairs(right, ~right, right, right.astype(float), 1.0 - right)
+    pairs = pairs_of(Arrays(right.astype(float), 1.0 - right, right, right, ~right))
 
     assert continuous(pairs) == []
 
 
 def test_partial_credit_beside_right_or_wrong_is_measured() -> None:
     right = np.array([True, False, True])
-    pairs = Pairs(right, right, right, np.array([1.0, 0.2, 1.0]), np.array([1.0, 0.4, 1.0]))
+    pairs = pairs_of(Arrays(np.array([1.0, 0.2, 1.0]), np.array([1.0, 0.4, 1.0]), right, right, right))
 
     assert {rate.name: rate.value for rate in continuous(pairs, draws=20)}["pfr_score"] == pytest.approx(1 / 3)
 
@@ -116,11 +122,18 @@ def test_a_magnitude_seen_in_few_draws_only_has_no_interval() -> None:
 
 
 def test_no_loss_seen_does_not_mean_no_loss_possible() -> None:
-    # 0 of 20: the exact upper bound is 1 - 0.025 ** (1 / 20) = 0.16843
     rate = rates_of([(0.2, 0.3)] * 20)["nfr_score"]
 
     assert (rate.value, rate.low) == (0.0, 0.0)
-    assert rate.high == pytest.approx(0.168433, abs=1e-6)
+    assert rate.high == stats.proportion_interval(0, 20, method=SHARES).high
+
+
+def test_one_instance_alone_has_no_interval_of_means() -> None:
+    rates = rates_of([(0.2, 0.3)])
+
+    assert rates["mean_difference"].value == pytest.approx(0.1)
+    assert rates["mean_difference"].low is None
+    assert rates["nfr_score"].high is not None
 
 
 def test_the_interval_matches_the_normal_one_on_many_instances() -> None:
@@ -145,9 +158,83 @@ def test_partial_credit_that_never_changes_says_nothing_new_but_a_noise_floor_sh
     def pairs(old: list[float], new: list[float]) -> Pairs:
         scores = np.array(old), np.array(new)
         right = [values == 1.0 for values in scores]
-        return Pairs(right[0], right[1], scores[0] == scores[1], *scores)
+        return pairs_of(Arrays(*scores, scores[0] == scores[1], *right))
 
     assert continuous(pairs([1.0, 0.0, 0.5], [0.0, 1.0, 0.5])) == []
     assert continuous(pairs([1.0, 0.0, 0.5], [0.0, 1.0, 0.0])) != []
     floor = {rate.name: rate.value for rate in continuous(pairs([1.0, 0.5], [1.0, 0.5]))}
     assert (floor["nfr_score"], floor["pfr_score"], floor["m_r"]) == (0.0, 0.0, None)
+
+
+def skewed(n: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores of which a third tie, and whose gains are more and larger than the losses."""
+    generator = np.random.default_rng(seed)
+    old = generator.beta(2, 5, size=n)
+    change = generator.choice([0, 1, -1], n, p=[0.35, 0.4, 0.25]) * generator.beta(1, 6, size=n)
+    return old, np.clip(old + change, 0, 1)
+
+
+def test_closed_forms_beyond_many_instances_agree_with_the_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = skewed(4000)
+    pairs = pairs_of(Arrays(old, new, old == new))
+    resampled = {rate.name: rate for rate in continuous(pairs, draws=3000)}
+    monkeypatch.setattr(intervals, "MANY", 1000)
+    closed = {rate.name: rate for rate in continuous(pairs)}
+
+    assert closed.keys() == resampled.keys()
+    for name, rate in closed.items():
+        other = resampled[name]
+        assert rate.value == other.value
+        assert rate.low is not None
+        assert rate.high is not None
+        # Within a tenth of the width: what 3,000 draws can tell.
+        width = rate.high - rate.low
+        assert rate.low == pytest.approx(other.low, abs=0.1 * width)
+        assert rate.high == pytest.approx(other.high, abs=0.1 * width)
+
+
+def test_beyond_many_instances_nothing_is_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = skewed(50)
+
+    def refuse() -> Arrays:
+        raise AssertionError("the instances were read")
+
+    pairs = replace(pairs_of(Arrays(old, new, old == new)), read=refuse)
+    monkeypatch.setattr(intervals, "MANY", 49)
+
+    assert continuous(pairs)[0].low is not None
+
+
+def test_a_single_gain_among_many_instances_has_no_interval_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "MANY", 10)
+    rates = rates_of([(0.2, 0.6)] + [(0.5, 0.5)] * 39)
+
+    assert (rates["m_g"].value, rates["m_g"].low) == (pytest.approx(0.4), None)
+    assert (rates["m_r"].value, rates["m_r"].low) == (None, None)
+
+
+def test_clusters_of_one_instance_give_the_closed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = skewed(500)
+    arrays = Arrays(old, new, old == new)
+    by_cluster = continuous(pairs_of(arrays, clusters=np.arange(500)))
+    monkeypatch.setattr(intervals, "MANY", 100)
+
+    for rate, other in zip(by_cluster, continuous(pairs_of(arrays)), strict=True):
+        assert (rate.name, rate.value) == (other.name, other.value)
+        assert rate.low == pytest.approx(other.low, abs=1e-3)
+        assert rate.high == pytest.approx(other.high, abs=1e-3)
+
+
+def test_intervals_widen_with_the_root_of_the_cluster_size() -> None:
+    old, new = (np.repeat(values, 9) for values in skewed(300))
+    arrays = Arrays(old, new, old == new)
+    alone = continuous(pairs_of(arrays), draws=2000)
+    by_cluster = continuous(pairs_of(arrays, clusters=np.repeat(np.arange(300), 9)))
+
+    for narrow, wide in zip(alone, by_cluster, strict=True):
+        assert wide.value == narrow.value
+        assert narrow.low is not None
+        assert narrow.high is not None
+        assert wide.low is not None
+        assert wide.high is not None
+        assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(3, rel=0.12)

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from uphold.measure.flips import FlipMatrix, cell_counts, flip_matrix, flips
-from uphold.measure.pairs import Pairs
+from uphold.core import stats
+from uphold.measure.flips import FlipMatrix, flip_matrix, flips
+from uphold.measure.intervals import SHARES
+from uphold.measure.pairs import Arrays, Pairs, pairs_of
 from uphold.measure.rates import Rate
 
 quick = settings(max_examples=50, deadline=None, database=None)
@@ -22,15 +26,19 @@ def answers(options: int, smallest: int = 1) -> st.SearchStrategy[list[Answer]]:
     return st.lists(st.tuples(option, option, option), min_size=smallest, max_size=40)
 
 
-def pairs_of(rows: list[Answer]) -> Pairs:
+def answered(rows: list[Answer]) -> Pairs:
     gold, old, new = (np.array(column) for column in zip(*rows, strict=True))
-    return Pairs(old == gold, new == gold, old == new, (old == gold).astype(float), (new == gold).astype(float))
+    return judged_pairs(old == gold, new == gold, old == new)
+
+
+def judged_pairs(old: NDArray[np.bool_], new: NDArray[np.bool_], same: NDArray[np.bool_], **more: Any) -> Pairs:
+    return pairs_of(Arrays(old.astype(float), new.astype(float), same, old, new), **more)
 
 
 def pairs_of_counts(both_right: int, negative: int, positive: int, both_wrong: int, moved: int = 0) -> Pairs:
     """Pairs with these counts; `moved` of the instances wrong in both have another wrong answer."""
     rows: list[Answer] = [(0, 0, 0)] * both_right + [(0, 0, 1)] * negative + [(0, 1, 0)] * positive
-    return pairs_of(rows + [(0, 1, 2)] * moved + [(0, 1, 1)] * (both_wrong - moved))
+    return answered(rows + [(0, 1, 2)] * moved + [(0, 1, 1)] * (both_wrong - moved))
 
 
 def rates_of(pairs: Pairs) -> dict[str, Rate]:
@@ -65,7 +73,7 @@ def test_every_rate_of_a_case_counted_by_hand() -> None:
 
 def test_two_right_answers_that_differ_are_correct_but_changed() -> None:
     right = np.array([True, True, True, False])
-    pairs = Pairs(right, right, np.array([True, False, False, False]), right.astype(float), right.astype(float))
+    pairs = judged_pairs(right, right, np.array([True, False, False, False]))
 
     rates = values_of(pairs)
 
@@ -77,7 +85,7 @@ def test_two_right_answers_that_differ_are_correct_but_changed() -> None:
 @quick
 @given(answers(4))
 def test_accuracy_moves_by_positive_minus_negative_flips(rows: list[Answer]) -> None:
-    rates = values_of(pairs_of(rows))
+    rates = values_of(answered(rows))
 
     assert rates["accuracy_new"] - rates["accuracy_old"] == pytest.approx(rates["pfr"] - rates["nfr"], abs=1e-12)
     assert rates["gain"] == pytest.approx(rates["pfr"] - rates["nfr"], abs=1e-12)
@@ -87,7 +95,7 @@ def test_accuracy_moves_by_positive_minus_negative_flips(rows: list[Answer]) -> 
 @quick
 @given(answers(4))
 def test_negative_flips_stay_within_their_bounds(rows: list[Answer]) -> None:
-    rates = values_of(pairs_of(rows))
+    rates = values_of(answered(rows))
     error_new = 1 - rates["accuracy_new"]
 
     assert rates["nfr"] <= min(rates["accuracy_old"], error_new) + 1e-12
@@ -98,7 +106,7 @@ def test_negative_flips_stay_within_their_bounds(rows: list[Answer]) -> None:
 @quick
 @given(answers(2))
 def test_with_two_options_inconsistency_flips_are_negative_flips(rows: list[Answer]) -> None:
-    rates = values_of(pairs_of(rows))
+    rates = values_of(answered(rows))
 
     assert rates["nfr_mc"] == pytest.approx(rates["nfr"], abs=1e-12)
     assert rates["correct_but_changed"] == 0.0
@@ -107,7 +115,7 @@ def test_with_two_options_inconsistency_flips_are_negative_flips(rows: list[Answ
 @quick
 @given(answers(3))
 def test_ratios_follow_from_rate_and_accuracy(rows: list[Answer]) -> None:
-    rates = values_of(pairs_of(rows))
+    rates = values_of(answered(rows))
     old, error_new = rates["accuracy_old"], 1 - rates["accuracy_new"]
 
     if old > 0:
@@ -123,8 +131,8 @@ def test_ratios_follow_from_rate_and_accuracy(rows: list[Answer]) -> None:
 @quick
 @given(answers(3))
 def test_swapping_old_and_new_swaps_the_two_kinds_of_flip(rows: list[Answer]) -> None:
-    there = values_of(pairs_of(rows))
-    back = values_of(pairs_of([(gold, new, old) for gold, old, new in rows]))
+    there = values_of(answered(rows))
+    back = values_of(answered([(gold, new, old) for gold, old, new in rows]))
 
     assert (back["nfr"], back["pfr"]) == (there["pfr"], there["nfr"])
     assert (back["accuracy_old"], back["accuracy_new"]) == (there["accuracy_new"], there["accuracy_old"])
@@ -140,13 +148,13 @@ def test_the_order_of_the_instances_changes_no_value_and_no_interval(
     mixed = list(rows)
     random_source.shuffle(mixed)
 
-    assert flips(pairs_of(mixed), draws=40) == flips(pairs_of(rows), draws=40)
+    assert flips(answered(mixed), draws=40) == flips(answered(rows), draws=40)
 
 
 @quick
 @given(answers(3))
 def test_equal_answers_never_flip(rows: list[Answer]) -> None:
-    rates = values_of(pairs_of([(gold, old, old) for gold, old, _ in rows]))
+    rates = values_of(answered([(gold, old, old) for gold, old, _ in rows]))
 
     assert [rates[name] for name in ("nfr", "pfr", "nfr_mc", "flips", "correct_but_changed", "gain")] == [0.0] * 6
 
@@ -154,7 +162,7 @@ def test_equal_answers_never_flip(rows: list[Answer]) -> None:
 @quick
 @given(answers(3))
 def test_intervals_are_ordered_and_stay_in_range(rows: list[Answer]) -> None:
-    for rate in flips(pairs_of(rows), draws=200):
+    for rate in flips(answered(rows), draws=200):
         if rate.low is not None and rate.high is not None:
             lowest, highest = (-1, 1) if rate.name == "gain" else (0, float("inf") if rate.unit == "ratio" else 1)
             assert lowest <= rate.low <= rate.high <= highest
@@ -185,19 +193,115 @@ def test_a_rate_over_nothing_is_undefined(counts: tuple[int, int, int, int], und
         assert str(rates[name]).endswith("undefined")
 
 
+def test_intervals_of_shares_are_binomial_over_their_denominator() -> None:
+    # 40 stay right, 9 break, 12 are mended, 39 stay wrong.
+    rates = rates_of(pairs_of_counts(40, 9, 12, 39))
+
+    for name, successes, trials in (
+        ("nfr", 9, 100),
+        ("flips", 21, 100),
+        ("btc", 40, 49),
+        ("bec", 39, 51),
+        ("nfi", 9, 48),
+    ):
+        expected = stats.proportion_interval(successes, trials, method=SHARES)
+        assert (rates[name].low, rates[name].high) == expected
+
+
+def test_the_interval_of_the_gain_is_that_of_paired_shares() -> None:
+    rate = rates_of(pairs_of_counts(40, 9, 12, 39))["gain"]
+
+    assert (rate.low, rate.high) == stats.paired_difference_interval(40, 9, 12, 39)
+
+
 def test_no_flip_seen_does_not_mean_no_flip_possible() -> None:
-    # 0 of 100: the exact upper bound is 1 - 0.025 ** (1 / 100) = 0.03622
     rates = rates_of(pairs_of_counts(60, 0, 0, 40))
 
-    assert rates["nfr"].value == 0.0
-    assert rates["nfr"].low == 0.0
-    assert rates["nfr"].high == pytest.approx(0.0362167, abs=1e-6)
-    # 60 of 60 old-right stay right: 0.025 ** (1 / 60) = 0.94037
-    assert rates["btc"].value == 1.0
-    assert rates["btc"].low == pytest.approx(0.9403705, abs=1e-6)
-    assert rates["btc"].high == 1.0
-    # 0 of 40 new-wrong are flips: 1 - 0.025 ** (1 / 40) = 0.08810
-    assert rates["nfi"].high == pytest.approx(0.0880973, abs=1e-6)
+    for name, successes, trials in (("nfr", 0, 100), ("btc", 60, 60), ("bec", 40, 40), ("nfi", 0, 40)):
+        rate = rates[name]
+        assert rate.low is not None
+        assert rate.high is not None
+        assert rate.low < rate.high
+        assert (rate.low, rate.high) == stats.proportion_interval(successes, trials, method=SHARES)
+    # The NFR's upper end over accuracy(old) 0.6 times error(new) 0.4.
+    relative, nfr = rates["relative_nfr"], rates["nfr"]
+    assert nfr.high is not None
+    assert (relative.value, relative.low) == (0.0, 0.0)
+    assert relative.high == pytest.approx(nfr.high / 0.24)
+
+
+def test_the_interval_of_the_relative_nfr_is_near_that_of_its_logarithm() -> None:
+    # Large sample: var(log x) by the delta method over the four shares.
+    a, c, b, d = 4000, 900, 1200, 3900
+    n = a + b + c + d
+    rate = {rate.name: rate for rate in flips(pairs_of_counts(a, c, b, d))}["relative_nfr"]
+    shares = np.array([a, c, b, d]) / n
+    old, wrong = shares[0] + shares[1], shares[1] + shares[3]
+    slope = np.array([-1 / old, 1 / shares[1] - 1 / old - 1 / wrong, 0, -1 / wrong])
+    error = np.sqrt((shares @ slope**2 - (shares @ slope) ** 2) / n)
+
+    assert rate.value is not None
+    assert rate.low == pytest.approx(rate.value * np.exp(-1.96 * error), abs=4e-3)
+    assert rate.high == pytest.approx(rate.value * np.exp(1.96 * error), abs=4e-3)
+
+
+# ---- clusters ----
+
+
+def clustered(size: int, clusters: int, seed: int = 0, together: float = 1.0) -> tuple[Pairs, NDArray[np.int64]]:
+    """Pairs in clusters whose instances share their outcome with the probability `together`."""
+    generator = np.random.default_rng(seed)
+    outcome = np.repeat(generator.choice(4, clusters, p=[0.3, 0.1, 0.2, 0.4]), size)
+    own = generator.choice(4, size * clusters, p=[0.3, 0.1, 0.2, 0.4])
+    outcome = np.where(generator.uniform(size=size * clusters) < together, outcome, own)
+    old, new = outcome >= 2, outcome % 2 == 1
+    numbers = np.repeat(np.arange(clusters), size)
+    return judged_pairs(old, new, old == new, clusters=numbers), numbers
+
+
+def test_clusters_of_one_instance_change_next_to_nothing() -> None:
+    plain = rates_of(replace(clustered(1, 400)[0], cluster_cells=None, cluster_sums=None))
+    by_cluster = rates_of(clustered(1, 400)[0])
+
+    for name, rate in plain.items():
+        assert by_cluster[name].value == rate.value
+        tolerance = 0.05 if name == "relative_nfr" else 2e-3
+        assert by_cluster[name].low == pytest.approx(rate.low, abs=tolerance)
+        assert by_cluster[name].high == pytest.approx(rate.high, abs=tolerance)
+
+
+def test_intervals_widen_with_the_root_of_the_cluster_size() -> None:
+    # Nine instances that always agree know as much as one.
+    pairs, _ = clustered(9, 100)
+    alone = rates_of(replace(pairs, cluster_cells=None, cluster_sums=None))
+
+    for name, rate in rates_of(pairs).items():
+        narrow = alone[name]
+        assert rate.value == narrow.value
+        if rate.value in (0.0, 1.0):
+            continue
+        assert rate.high is not None
+        assert rate.low is not None
+        assert narrow.high is not None
+        assert narrow.low is not None
+        assert (rate.high - rate.low) / (narrow.high - narrow.low) == pytest.approx(3, rel=0.15)
+
+
+def test_without_a_flip_a_cluster_counts_as_one_instance() -> None:
+    right = np.repeat([True, False], 50)
+    rates = rates_of(judged_pairs(right, right, right == right, clusters=np.arange(100) // 5))
+
+    assert (rates["nfr"].low, rates["nfr"].high) == pytest.approx(stats.proportion_interval(0, 20, method=SHARES))
+    assert (rates["gain"].low, rates["gain"].high) == stats.paired_difference_interval(0, 0, 0, 20)
+    assert rates["relative_nfr"].high == pytest.approx((rates["nfr"].high or 0) / 0.25)
+
+
+def test_a_share_over_one_cluster_only_has_no_interval() -> None:
+    old = np.array([True, True, False, False, False, False])
+    rates = rates_of(judged_pairs(old, ~old, old != old, clusters=np.array([0, 0, 1, 1, 2, 2])))
+
+    assert (rates["btc"].value, rates["btc"].low, rates["btc"].high) == (0.0, None, None)
+    assert rates["bec"].low is not None
 
 
 def test_the_seed_fixes_the_intervals() -> None:
@@ -225,18 +329,18 @@ def test_the_matrix_counts_the_four_outcomes() -> None:
     assert matrix == FlipMatrix(both_right=4, negative_flips=2, positive_flips=1, both_wrong=3)
     assert matrix is not None
     assert matrix.total == 10
-    # 2 against 1: 2 * P(X <= 1 | 3, 1/2) = 2 * 4/8 = 1
-    assert matrix.mcnemar_p == 1.0
-    # 8 against 1: 2 * (1 + 9) / 512
-    assert FlipMatrix(0, 8, 1, 0).mcnemar_p == pytest.approx(20 / 512)
 
 
 def test_cells_are_old_right_new_right_same_answer() -> None:
-    assert cell_counts(pairs_of_counts(4, 2, 1, 3, moved=2)).tolist() == [2, 1, 1, 0, 2, 0, 0, 4]
+    cells = pairs_of_counts(4, 2, 1, 3, moved=2).cells
+
+    assert cells is not None
+    assert cells.tolist() == [2, 1, 1, 0, 2, 0, 0, 4]
 
 
 def test_continuous_scores_have_no_flip_matrix() -> None:
-    pairs = replace(pairs_of_counts(1, 1, 1, 1), old_correct=None, new_correct=None)
+    scores = np.array([0.2, 0.7])
+    pairs = pairs_of(Arrays(scores, scores, scores == scores))
 
     assert flips(pairs) == []
     assert flip_matrix(pairs) is None

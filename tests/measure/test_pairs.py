@@ -1,21 +1,19 @@
 from __future__ import annotations
 
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.conftest import make_record, make_run
-from uphold.core.errors import EmptyError, NotComparableError
+from uphold.core.errors import DataError, EmptyError, NotComparableError
 from uphold.core.records import Record
-from uphold.core.runs import Run, write_run
-from uphold.measure.pairs import check_comparable, join
-
-
-def run_of(folder: Path, records: list[Record], **changes: Any) -> Run:
-    """A run whose fingerprint has these entries instead of the usual ones."""
-    base = make_run(folder / "base", records).fingerprint
-    return write_run(folder / "changed", records, {**base, **changes})
+from uphold.core.runs import Run
+from uphold.measure.pairs import Arrays, Pairs, join, pairs_of
 
 
 def two_records() -> list[Record]:
@@ -93,73 +91,149 @@ def test_an_instance_that_only_one_answered_is_an_error(tmp_path: Path) -> None:
     old = make_run(tmp_path / "old", two_records(), "old")
     new = make_run(tmp_path / "new", [make_record(2, True, "b"), make_record(3, True, "c")], "new")
 
-    with pytest.raises(NotComparableError, match="2 instances were answered by only one of 'old' and 'new'") as caught:
+    message = "1 of 'old' are not in 'new', and 1 of 'new' not in 'old'"
+    with pytest.raises(NotComparableError, match=message) as caught:
         join(old, new)
     assert caught.value.exit_code == 4
+    assert "--allow-mismatch" in str(caught.value)
 
 
-def test_a_run_is_not_compared_with_itself(tmp_path: Path) -> None:
-    old = make_run(tmp_path / "old", two_records(), "model")
-    copy = old.copy_to(tmp_path / "copy")
+def test_such_instances_are_left_out_and_counted_where_that_is_allowed(tmp_path: Path) -> None:
+    old = make_run(tmp_path / "old", two_records(), "old")
+    new = make_run(tmp_path / "new", [make_record(n, True, "b") for n in (2, 3, 4)], "new")
 
-    with pytest.raises(NotComparableError, match="one and the same run") as caught:
-        check_comparable(old, copy)
-    assert caught.value.exit_code == 4
+    pairs = join(old, new, allow_mismatch=True)
+
+    assert (len(pairs), pairs.unscored, pairs.old_only, pairs.new_only) == (1, 0, 1, 2)
+    assert pairs.cells is not None
+    # Number 2: old wrong, new right, both answered "b".
+    assert pairs.cells.tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
+    assert pairs.old_score.tolist() == [0.0]
 
 
-@pytest.mark.parametrize(
-    ("field", "theirs"),
-    [
-        ("instances", "other"),
-        ("scorer", "exact.v1"),
-        ("kind", "generate"),
-        ("split", "validation"),
-        ("delimiter", ""),
-        ("decoding", {"max_new_tokens": 8}),
-    ],
+def test_runs_without_a_common_instance_are_never_compared(tmp_path: Path) -> None:
+    old = make_run(tmp_path / "old", two_records(), "old")
+    new = make_run(tmp_path / "new", [make_record(3, True, "b")], "new")
+
+    with pytest.raises(NotComparableError, match="no instance in common"):
+        join(old, new, allow_mismatch=True)
+
+
+# ---- counted in DuckDB as in memory ----
+
+outcome = st.tuples(
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.booleans(), st.integers(0, 3)
 )
-def test_runs_that_were_asked_differently_are_not_comparable(tmp_path: Path, field: str, theirs: Any) -> None:
-    old = make_run(tmp_path / "old", two_records(), "old")
-    new = make_run(tmp_path / "new", two_records(), "new", **{field: theirs})
-
-    with pytest.raises(NotComparableError, match=rf"they differ in {field} \(") as caught:
-        check_comparable(old, new)
-    assert "\n" not in str(caught.value)
 
 
-def test_every_differing_field_is_named(tmp_path: Path) -> None:
-    old = make_run(tmp_path / "old", two_records(), "old")
-    new = make_run(tmp_path / "new", two_records(), "new", scorer="exact.v1", split="train")
-
-    with pytest.raises(
-        NotComparableError, match=r"scorer \(choice.v1 against exact.v1\), split \(test against train\)"
-    ):
-        check_comparable(old, new)
-
-
-def test_the_name_of_a_task_does_not_count(tmp_path: Path) -> None:
-    old = make_run(tmp_path / "old", two_records(), "old")
-    new = make_run(tmp_path / "new", two_records(), "new")
-    renamed = write_run(
-        tmp_path / "renamed", two_records(), {**new.fingerprint, "task": {**new.fingerprint["task"], "name": "other"}}
-    )
-
-    assert check_comparable(old, renamed) == []
+def written(folder: Path, rows: list[tuple[float, float, bool, int]], judged: bool) -> tuple[Run, Run]:
+    """Two runs of these scores and answers; right is a score of at least a half. Clusters are a tag."""
+    runs = []
+    for side, name in enumerate(("old", "new")):
+        records = [
+            make_record(
+                number,
+                row[side] >= 0.5 if judged else None,
+                "same" if row[2] else name,
+                row[side],
+                tags={"passage": f"p{row[3]}"},
+            )
+            for number, row in enumerate(rows)
+        ]
+        runs.append(make_run(folder / name, records, name))
+    return runs[0], runs[1]
 
 
-def test_other_numerics_are_remarked_on(tmp_path: Path) -> None:
-    model = {"name": "old", "weights": "w1", "dtype": "float32"}
-    old = run_of(tmp_path / "a", two_records(), model=model, versions={"torch": "2.12.0"})
-    new = run_of(
-        tmp_path / "b",
-        two_records(),
-        model=model | {"weights": "w2", "dtype": "bfloat16"},
-        batching={"size": 8},
-        versions={"torch": "2.13.0"},
-    )
+def in_memory(rows: list[tuple[float, float, bool, int]], judged: bool) -> Pairs:
+    old, new, same, cluster = (np.array(column) for column in zip(*rows, strict=True))
+    right = (old >= 0.5, new >= 0.5) if judged else (None, None)
+    return pairs_of(Arrays(old, new, same, *right), clusters=np.unique(cluster, return_inverse=True)[1])
 
-    assert check_comparable(old, new) == [
-        "the runs differ in model.dtype: float32 (old) against bfloat16 (new)",
-        "the runs differ in batching.size: 32 (old) against 8 (new)",
-        "the runs differ in versions.torch: 2.12.0 (old) against 2.13.0 (new)",
+
+def assert_equal_pairs(one: Pairs, other: Pairs) -> None:
+    assert (len(one), one.judged, one.graded, one.clusters) == (len(other), other.judged, other.graded, other.clusters)
+    assert one.moments.keys() == other.moments.keys()
+    for name, moment in one.moments.items():
+        expected = other.moments[name]
+        assert moment.n == expected.n
+        assert (moment.mean, moment.variance) == pytest.approx((expected.mean, expected.variance), abs=1e-12)
+    for name in ("cells", "cluster_cells", "cluster_sums"):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            np.testing.assert_allclose(mine, theirs, atol=1e-12)
+    for name in ("old_score", "new_score", "same_answer", "old_correct", "new_correct"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@settings(max_examples=20, deadline=None, database=None)
+@given(st.lists(outcome, min_size=2, max_size=12), st.booleans())
+def test_counts_on_disk_are_those_in_memory(rows: list[tuple[float, float, bool, int]], judged: bool) -> None:
+    # Two clusters at least, one instance in each.
+    rows = [(*row[:3], place if place < 2 else row[3]) for place, row in enumerate(rows)]
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = join(*written(Path(folder), rows, judged), cluster="passage")
+
+        assert_equal_pairs(pairs, in_memory(rows, judged))
+
+
+@settings(max_examples=10, deadline=None, database=None)
+@given(st.lists(outcome, min_size=2, max_size=12), st.integers(0, 11))
+def test_an_instance_more_changes_the_way_of_joining_but_no_count(
+    rows: list[tuple[float, float, bool, int]], place: int
+) -> None:
+    rows = [(*row[:3], number if number < 2 else row[3]) for number, row in enumerate(rows)]
+    with tempfile.TemporaryDirectory() as folder:
+        old, new = written(Path(folder), rows, judged=True)
+        # Sorted in among the others, so that no row of the new run stands beside its own.
+        alone = Record(**{**asdict(make_record(0, True, "x")), "id": f"{place:016x}!"})
+        wider = make_run(Path(folder) / "wider", [*old.records(), alone], "old")
+
+        pairs = join(wider, new, allow_mismatch=True, cluster="passage")
+
+        assert pairs.old_only == 1
+        assert_equal_pairs(pairs, in_memory(rows, judged=True))
+
+
+def test_the_instances_are_read_when_they_are_asked_for_and_once(tmp_path: Path) -> None:
+    old, new = written(tmp_path, [(0.5, 1.0, True, 0), (0.25, 0.0, False, 1)], judged=False)
+    pairs = join(old, new)
+
+    assert "arrays" not in vars(pairs)
+    scores = pairs.old_score
+    assert scores.tolist() == [0.5, 0.25]
+    assert pairs.old_score is scores
+
+
+def test_a_difference_from_rounding_is_no_change_of_score(tmp_path: Path) -> None:
+    old, new = written(tmp_path, [(0.1 + 0.2, 0.3, True, 0), (0.3, 0.1 + 0.2, True, 0)], judged=False)
+    moments = join(old, new).moments
+
+    assert (moments["loss"].n, moments["gain"].n) == (0, 0)
+
+
+# ---- clusters ----
+
+
+def test_a_missing_tag_is_named_and_counted(tmp_path: Path) -> None:
+    records = [
+        make_record(n, True, "a", tags={"passage": "p", "level": "1"} if n else {"level": "2"}) for n in range(3)
     ]
+    old, new = (make_run(tmp_path / name, records, name) for name in ("old", "new"))
+
+    with pytest.raises(DataError, match=r"1 of 3 instances lack the tag 'passage'.* level, passage"):
+        join(old, new, cluster="passage")
+
+
+def test_one_cluster_is_too_few(tmp_path: Path) -> None:
+    old, new = written(tmp_path, [(0.5, 1.0, True, 0), (0.25, 0.0, False, 0)], judged=True)
+
+    with pytest.raises(DataError, match="all 2 instances have the same value of the tag 'passage'"):
+        join(old, new, cluster="passage")
+
+
+def test_a_tag_missing_on_an_unscored_instance_does_not_matter(tmp_path: Path) -> None:
+    tagged = [make_record(n, True, "a", tags={"passage": str(n)}) for n in range(2)]
+    old, new = (make_run(tmp_path / name, [*tagged, make_record(9, None, "a")], name) for name in ("old", "new"))
+
+    assert join(old, new, cluster="passage").clusters == 2

@@ -2,21 +2,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import make_record, make_run
-from uphold.core.stats import proportion_interval
+from uphold.core.stats import mean_interval, proportion_interval
+from uphold.measure import intervals
+from uphold.measure.intervals import SHARES
 from uphold.measure.summary import summarise, summary_table
 
 
-def test_accuracy_with_its_exact_interval(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", [make_record(n, n < 7, "a") for n in range(10)], name="m")
+def test_accuracy_with_the_interval_of_a_share(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [make_record(n, n < 7, "a") for n in range(10)], "m")
 
     summary = summarise(run)
 
     assert (summary.model, summary.task, summary.count, summary.unscored) == ("m", "task", 10, 0)
     assert summary.score == pytest.approx(0.7)
-    assert (summary.low, summary.high) == proportion_interval(7, 10)
+    assert (summary.low, summary.high) == proportion_interval(7, 10, method=SHARES)
     assert summary.passes == ()
 
 
@@ -32,6 +35,23 @@ def test_a_mean_score_has_a_bootstrap_interval_and_unscored_instances_are_counte
     assert summary.low is not None
     assert summary.high is not None
     assert summary.low < 0.45 < summary.high
+
+
+def test_many_mean_scores_have_the_t_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", [make_record(n, None, "a", score=n / 100) for n in range(100)])
+    resampled = summarise(run)
+    monkeypatch.setattr(intervals, "MANY", 99)
+    closed = summarise(run)
+
+    assert (closed.low, closed.high) == mean_interval(np.arange(100) / 100)
+    assert (closed.low, closed.high) == pytest.approx((resampled.low, resampled.high), abs=0.01)
+
+
+def test_a_score_that_is_not_a_number_is_unscored(tmp_path: Path) -> None:
+    records = [make_record(0, True, "a"), make_record(1, False, "a", float("nan"))]
+    summary = summarise(make_run(tmp_path / "run", records))
+
+    assert (summary.score, summary.unscored) == (1.0, 1)
 
 
 def test_nothing_scored_is_undefined_and_never_zero(tmp_path: Path) -> None:
@@ -61,7 +81,7 @@ def test_truncated_prompts_are_told(tmp_path: Path) -> None:
 
 
 def test_columns_of_the_table_line_up(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / name, [make_record(0, True, "a")], name=name) for name in ("short", "a longer name")]
+    runs = [make_run(tmp_path / name, [make_record(0, True, "a")], name) for name in ("short", "a longer name")]
 
     lines = summary_table([summarise(run) for run in runs]).splitlines()
 

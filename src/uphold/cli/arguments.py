@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 OldModel = Annotated[str, typer.Argument(metavar="OLD", help="The version that users have.", show_default=False)]
 NewModel = Annotated[str, typer.Argument(metavar="NEW", help="The version that is to replace it.", show_default=False)]
+OldVersion = Annotated[
+    str,
+    typer.Argument(metavar="OLD", help="The version that users have: a model, a run, or a log.", show_default=False),
+]
+NewVersion = Annotated[
+    str, typer.Argument(metavar="NEW", help="The version that is to replace it.", show_default=False)
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", help="What to ask, or which task of a log; may be given often. 'uphold tasks' lists some."),
+]
 TaskName = Annotated[str, typer.Option("--task", help="'uphold tasks' lists what there is.", show_default=False)]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for everything that is made.", show_default=False)]
 Recipe = Annotated[
@@ -36,3 +47,49 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how many reque
 Seed = Annotated[int, typer.Option(min=0, help="Of sampled decoding.")]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+AllowMismatch = Annotated[
+    bool, typer.Option("--allow-mismatch", help="Compare runs that were asked differently, and say how.")
+]
+_LOGS = "Logs of other tools"
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        help="What a table's columns are: id=qid,output=answer,correct=is_right; other names become tags.",
+        rich_help_panel=_LOGS,
+        show_default=False,
+    ),
+]
+LogFormatName = Annotated[
+    str | None,
+    typer.Option(
+        "--log-format", help="Where it cannot be told from the content.", rich_help_panel=_LOGS, show_default=False
+    ),
+]
+LogFilter = Annotated[
+    str | None,
+    typer.Option("--filter", help="Which of several lm-eval filters.", rich_help_panel=_LOGS, show_default=False),
+]
+LogMetric = Annotated[
+    str | None,
+    typer.Option(
+        "--metric", help="Which metric or scorer says what is right.", rich_help_panel=_LOGS, show_default=False
+    ),
+]
+
+
+def log_options(columns: str | None, log_format: str | None, filter: str | None, metric: str | None) -> dict[str, Any]:
+    """Those options of `uphold.importers.import_log` that were given.
+
+    Raises:
+        UsageError: `columns` is not `what=column,...`.
+    """
+    from uphold.core.errors import UsageError
+
+    named: dict[str, str] = {}
+    for part in columns.split(",") if columns else ():
+        what, equals, column = (text.strip() for text in part.partition("="))
+        if not (what and equals and column) or what in named:
+            raise UsageError(f"--columns {columns}: expected WHAT=COLUMN,..., each once, such as id=qid,output=answer")
+        named[what] = column
+    given = {"columns": named or None, "log_format": log_format, "filter": filter, "metric": metric}
+    return {name: value for name, value in given.items() if value is not None}

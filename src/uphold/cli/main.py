@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from uphold.cli import adapt, compare, demo, evaluate, lists, repair, report
+from uphold.cli import adapt, compare, demo, evaluate, gate, history, lists, power, repair, report, serve
 from uphold.cli.console import say
 from uphold.cli.options import with_config_options
 from uphold.core.errors import UpholdError
@@ -23,10 +23,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(compare.compare)
+app.command()(gate.gate)
+app.command()(history.history)
+app.command()(power.power)
 app.command()(evaluate.evaluate)
 app.command()(with_config_options(adapt.adapt, AdaptConfig))
 app.add_typer(repair.app, name="repair")
 app.command()(report.report)
+app.command()(serve.serve)
 app.command()(demo.demo)
 app.command()(lists.tasks)
 app.command()(lists.methods)

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from uphold.core import stats
 from uphold.core.registry import measure
-from uphold.measure.pairs import Floats, Pairs
+from uphold.core.stats import Floats, Interval, Ints
+from uphold.measure import intervals
+from uphold.measure.pairs import CELLS, Pairs
 from uphold.measure.rates import Rate
 
-# A pair falls into one of eight cells: 4·(old right) + 2·(new right) + (same answer).
-CELLS = 8
 OLD_RIGHT = np.array([0, 0, 0, 0, 1, 1, 1, 1], dtype=float)
 NEW_RIGHT = np.array([0, 0, 1, 1, 0, 0, 1, 1], dtype=float)
 SAME = np.array([0, 1, 0, 1, 0, 1, 0, 1], dtype=float)
-
-
-def _share(weights: Floats) -> Callable[[Floats], Floats]:
-    return lambda shares: np.asarray(shares @ weights)
-
-
-def _ratio(top: Floats, bottom: Floats) -> Callable[[Floats], Floats]:
-    return lambda shares: divide(shares @ top, shares @ bottom)
 
 
 def divide(top: Floats, bottom: Floats) -> Floats:
@@ -33,38 +24,34 @@ def divide(top: Floats, bottom: Floats) -> Floats:
     return np.asarray(np.divide(top, bottom, out=undefined, where=bottom != 0))
 
 
-def _relative_nfr(shares: Floats) -> Floats:
-    return divide(shares @ (OLD_RIGHT * (1 - NEW_RIGHT)), (shares @ OLD_RIGHT) * (shares @ (1 - NEW_RIGHT)))
-
-
 @dataclass(frozen=True)
 class _Definition:
     name: str
     label: str
-    of: Callable[[Floats], Floats]
-    unit: str = "share"
+    of: Floats
+    """1 for the cells that have the property (-1 for those that count against it)."""
+    over: Floats | None
+    """1 for the cells that could have it; None for the relative NFR, which is no share."""
     better: str = ""
     has_floor: bool = True
-    over: Floats | None = None
-    """The instances of which it is a share, for which a binomial interval exists; None for anything else."""
 
 
 _ALL, _OLD_WRONG, _NEW_WRONG, _CHANGED = np.ones(CELLS), 1 - OLD_RIGHT, 1 - NEW_RIGHT, 1 - SAME
 _NEGATIVE, _POSITIVE = OLD_RIGHT * _NEW_WRONG, _OLD_WRONG * NEW_RIGHT
 
 DEFINITIONS = (
-    _Definition("accuracy_old", "accuracy old", _share(OLD_RIGHT), better="higher", has_floor=False, over=_ALL),
-    _Definition("accuracy_new", "accuracy new", _share(NEW_RIGHT), better="higher", has_floor=False, over=_ALL),
-    _Definition("gain", "gain", _share(NEW_RIGHT - OLD_RIGHT), better="higher"),
-    _Definition("nfr", "NFR", _share(_NEGATIVE), better="lower", over=_ALL),
-    _Definition("pfr", "PFR", _share(_POSITIVE), better="higher", over=_ALL),
-    _Definition("nfr_mc", "NFR^mc", _share(_NEW_WRONG * _CHANGED), better="lower", over=_ALL),
-    _Definition("correct_but_changed", "correct but changed", _share(OLD_RIGHT * NEW_RIGHT * _CHANGED), over=_ALL),
-    _Definition("flips", "flips", _share(_NEGATIVE + _POSITIVE), over=_ALL),
-    _Definition("btc", "BTC", _ratio(OLD_RIGHT * NEW_RIGHT, OLD_RIGHT), better="higher", over=OLD_RIGHT),
-    _Definition("bec", "BEC", _ratio(_OLD_WRONG * _NEW_WRONG, _OLD_WRONG), better="higher", over=_OLD_WRONG),
-    _Definition("nfi", "NFI", _ratio(_NEGATIVE, _NEW_WRONG), better="lower", over=_NEW_WRONG),
-    _Definition("relative_nfr", "relative NFR", _relative_nfr, unit="ratio", better="lower"),
+    _Definition("accuracy_old", "accuracy old", OLD_RIGHT, _ALL, "higher", has_floor=False),
+    _Definition("accuracy_new", "accuracy new", NEW_RIGHT, _ALL, "higher", has_floor=False),
+    _Definition("gain", "gain", NEW_RIGHT - OLD_RIGHT, _ALL, "higher"),
+    _Definition("nfr", "NFR", _NEGATIVE, _ALL, "lower"),
+    _Definition("pfr", "PFR", _POSITIVE, _ALL, "higher"),
+    _Definition("nfr_mc", "NFR^mc", _NEW_WRONG * _CHANGED, _ALL, "lower"),
+    _Definition("correct_but_changed", "correct but changed", OLD_RIGHT * NEW_RIGHT * _CHANGED, _ALL),
+    _Definition("flips", "flips", _NEGATIVE + _POSITIVE, _ALL),
+    _Definition("btc", "BTC", OLD_RIGHT * NEW_RIGHT, OLD_RIGHT, "higher"),
+    _Definition("bec", "BEC", _OLD_WRONG * _NEW_WRONG, _OLD_WRONG, "higher"),
+    _Definition("nfi", "NFI", _NEGATIVE, _NEW_WRONG, "lower"),
+    _Definition("relative_nfr", "relative NFR", _NEGATIVE, None, "lower"),
 )
 
 
@@ -84,32 +71,20 @@ class FlipMatrix:
         """All instances."""
         return self.both_right + self.negative_flips + self.positive_flips + self.both_wrong
 
-    @property
-    def mcnemar_p(self) -> float:
-        """Two-sided exact McNemar p-value: are negative and positive flips equally likely?"""
-        return stats.mcnemar_exact(self.negative_flips, self.positive_flips)
-
-
-def cell_counts(pairs: Pairs) -> stats.Ints:
-    """How many pairs fall into each of the eight cells, shape (8,)."""
-    assert pairs.old_correct is not None
-    assert pairs.new_correct is not None
-    codes = 4 * pairs.old_correct + 2 * pairs.new_correct + pairs.same_answer
-    return np.bincount(codes, minlength=CELLS)
-
 
 def flip_matrix(pairs: Pairs) -> FlipMatrix | None:
     """The flip matrix; None when the task has continuous scores only."""
-    if pairs.old_correct is None:
-        return None
-    counts = cell_counts(pairs).reshape(4, 2).sum(axis=1)
-    both_wrong, positive, negative, both_right = (int(count) for count in counts)
+    return None if pairs.cells is None else _matrix(pairs.cells)
+
+
+def _matrix(cells: Ints) -> FlipMatrix:
+    both_wrong, positive, negative, both_right = (int(count) for count in cells.reshape(4, 2).sum(axis=1))
     return FlipMatrix(both_right, negative, positive, both_wrong)
 
 
 @measure("flips", paper="arXiv:2407.09435")
 def flips(pairs: Pairs, *, draws: int = 2000, level: float = 0.95, seed: int = 0) -> list[Rate]:
-    """Flip rates of right-or-wrong answers, with paired bootstrap intervals.
+    """Flip rates of right-or-wrong answers, with confidence intervals.
 
     With r1, r2 = old and new right, a1, a2 their answers, N instances:
 
@@ -120,27 +95,80 @@ def flips(pairs: Pairs, *, draws: int = 2000, level: float = 0.95, seed: int = 0
     - NFI = NFR / error(new) (Cai et al. 2022);
     - relative NFR = NFR / (accuracy(old) · error(new)), 1 when errors are independent (Yan et al. 2021).
 
-    A rate whose denominator is zero is undefined (None). Where every bootstrap draw is the same (no flip was
-    seen, or nothing else was) the interval of a share is the exact binomial one instead of a single point.
+    A rate whose denominator is zero is undefined (None). Intervals of shares are binomial ones over their denominator
+    (`intervals.SHARES`), that of the gain is Tango's, that of the relative NFR a bootstrap's. Where pairs were joined
+    with a cluster, those of shares use the cluster-robust variance (`intervals.cluster_share_interval`), that of
+    the gain is a t interval with it, and the bootstrap draws clusters.
 
     Returns:
         One `Rate` per definition; an empty list when the task has continuous scores only.
     """
-    if pairs.old_correct is None:
+    if pairs.cells is None:
         return []
-    counts = cell_counts(pairs)
-    shares = counts / counts.sum()
-    resampled = stats.bootstrap_shares(counts, draws, seed)
-    return [_rate(definition, shares, resampled, len(pairs), level) for definition in DEFINITIONS]
+    cells, clusters = pairs.cells, pairs.cluster_cells
+    rates = []
+    for entry in DEFINITIONS:
+        if entry.over is None:
+            value, interval = _relative(cells, clusters, draws, level, seed)
+        else:
+            value, interval = _share(entry.of, entry.over, cells, clusters, level)
+            if entry.name == "gain":
+                interval = _gain_interval(cells, clusters, level)
+        low, high = interval or (None, None)
+        unit = "share" if entry.over is not None else "ratio"
+        rates.append(Rate(entry.name, entry.label, value, low, high, unit=unit, better=entry.better))
+    return rates
 
 
-def _rate(definition: _Definition, shares: Floats, resampled: Floats, n: int, level: float) -> Rate:
-    value = float(definition.of(shares))
+_Estimate = tuple[float | None, Interval | None]
+
+
+def _share(of: Floats, over: Floats, cells: Ints, clusters: Ints | None, level: float) -> _Estimate:
+    top, trials = round(float(cells @ of)), round(float(cells @ over))
+    if trials == 0:
+        return None, None
+    if (of < 0).any():
+        return top / trials, None
+    if clusters is not None:
+        return top / trials, intervals.cluster_share_interval(clusters @ of, clusters @ over, level)
+    return top / trials, intervals.share_interval(top, trials, level)
+
+
+def _gain_interval(cells: Ints, clusters: Ints | None, level: float) -> Interval | None:
+    matrix = _matrix(cells)
+    counts = (matrix.both_right, matrix.negative_flips, matrix.positive_flips, matrix.both_wrong)
+    if clusters is None:
+        return stats.paired_difference_interval(*counts, level)
+    if not matrix.negative_flips + matrix.positive_flips:
+        # Without a flip there is no variance to go by: a cluster counts as one instance.
+        return stats.paired_difference_interval(0, 0, 0, len(clusters), level)
+    interval = intervals.cluster_mean_interval(clusters @ (_POSITIVE - _NEGATIVE), clusters @ _ALL, level)
+    return interval and Interval(max(-1.0, interval.low), min(1.0, interval.high))
+
+
+def _relative_nfr(counts: Floats) -> Floats:
+    """Counts of shape (..., 8) -> relative NFR of shape (..., 1)."""
+    total = counts.sum(axis=-1)
+    return divide((counts @ _NEGATIVE) * total, (counts @ OLD_RIGHT) * (counts @ _NEW_WRONG))[..., None]
+
+
+def _relative(cells: Ints, clusters: Ints | None, draws: int, level: float, seed: int) -> _Estimate:
+    value = float(_relative_nfr(cells.astype(float))[0])
     if np.isnan(value):
-        return Rate(definition.name, definition.label, None, unit=definition.unit, better=definition.better)
-    interval = stats.percentile_interval(definition.of(resampled), level)
-    if interval is not None and interval.low == interval.high and definition.over is not None:
-        trials = round(float(shares @ definition.over) * n)
-        interval = stats.proportion_interval(round(value * trials), trials, level)
-    low, high = interval or (None, None)
-    return Rate(definition.name, definition.label, value, low, high, None, definition.unit, definition.better)
+        return None, None
+    if value == 0:
+        # Every draw would be zero, too: the uncertainty that is left is that of the NFR.
+        _, nfr = _share(_NEGATIVE, _ALL, cells, clusters, level)
+        expected = float(cells @ OLD_RIGHT) * float(cells @ _NEW_WRONG) / float(cells.sum()) ** 2
+        return value, nfr and Interval(0.0, nfr.high / expected)
+    if clusters is not None:
+        return value, intervals.bootstrap_intervals(clusters.astype(float), _relative_nfr, draws, level, seed)[0]
+    return value, _bootstrap_cells(cells, value, draws, level, seed)
+
+
+def _bootstrap_cells(cells: Ints, value: float, draws: int, level: float, seed: int) -> Interval | None:
+    # Leaving out one of the instances of a cell gives the same value for each of them.
+    seen = np.flatnonzero(cells)
+    left_out = _relative_nfr(cells[None] - np.eye(CELLS)[seen])[:, 0]
+    drawn = _relative_nfr(stats.bootstrap_shares(cells, draws, seed))[:, 0]
+    return intervals.corrected_interval(value, drawn, left_out, level, cells[seen])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from uphold.core import stats
 from uphold.core.runs import Run
+from uphold.measure import intervals
 from uphold.measure.pass_at_k import PROBLEM, PassAtK, pass_at_k
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 KS = (1, 10, 100)
 """The k of pass@k that are reported, as far as there are samples."""
@@ -45,38 +50,51 @@ class Summary:
 
 
 def summarise(run: Run, draws: int = 2000, seed: int = 0) -> Summary:
-    """The mean score of a run with its interval: exact (Clopper-Pearson) for right or wrong, else a bootstrap's."""
+    """The mean score of a run with its interval.
+
+    The interval is that of a share (`intervals.SHARES`) where every answer is right or wrong. Otherwise it is a
+    bootstrap's up to `intervals.MANY` scored instances, and Student's t beyond.
+    """
     table = run.table(["score", "correct", "tags"])
-    scores = np.array([value for value in table["score"].to_pylist() if value is not None], dtype=np.float64)
-    tags = [dict(own or ()) for own in table["tags"].to_pylist()]
-    low = high = None
-    if scores.size and np.isin(scores, (0.0, 1.0)).all():
-        low, high = stats.proportion_interval(int(scores.sum()), scores.size)
-    elif scores.size:
-        drawn = stats.bootstrap_rows(scores[:, None], lambda rows: rows.mean(axis=1), draws, seed)[:, 0]
-        interval = stats.percentile_interval(drawn)
-        low, high = interval if interval is not None else (None, None)
-    judged = any(value is not None for value in table["correct"].to_pylist())
+    scores = table["score"].to_numpy()
+    scores = scores[~np.isnan(scores)]
+    interval = _mean_interval(scores, draws, seed)
     return Summary(
         model=run.name,
         task=str(run.fingerprint.get("task", {}).get("name", "")),
         count=run.count,
         unscored=run.count - scores.size,
         score=float(scores.mean()) if scores.size else None,
-        low=low,
-        high=high,
-        truncated=sum("truncated" in own for own in tags),
-        passes=_passes(run, tags) if judged else (),
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        truncated=_tagged(table["tags"], "truncated"),
+        passes=_passes(run, table["tags"]) if table["correct"].null_count < run.count else (),
         path=str(run.path),
     )
 
 
-def _passes(run: Run, tags: Sequence[dict[str, str]]) -> tuple[PassAtK, ...]:
-    if not all(PROBLEM in own for own in tags):
+def _mean_interval(scores: stats.Floats, draws: int, seed: int, level: float = 0.95) -> stats.Interval | None:
+    if scores.size == 0:
+        return None
+    if np.isin(scores, (0.0, 1.0)).all():
+        return intervals.share_interval(int(scores.sum()), scores.size, level)
+    if scores.size > intervals.MANY:
+        return stats.mean_interval(scores, level)
+    sums = np.stack([scores, np.ones(scores.size)], axis=1)
+    return intervals.bootstrap_intervals(sums, lambda drawn: drawn[:, :1] / drawn[:, 1:], draws, level, seed)[0]
+
+
+def _tagged(tags: pa.ChunkedArray, name: str) -> int:
+    """How many records carry the tag `name`."""
+    import pyarrow.compute as pc
+
+    return sum(pc.sum(pc.equal(chunk.keys, name)).as_py() or 0 for chunk in tags.chunks)
+
+
+def _passes(run: Run, tags: pa.ChunkedArray) -> tuple[PassAtK, ...]:
+    if _tagged(tags, PROBLEM) < len(tags):
         return ()
-    samples: dict[str, int] = {}
-    for own in tags:
-        samples[own[PROBLEM]] = samples.get(own[PROBLEM], 0) + 1
+    samples = Counter(dict(own)[PROBLEM] for own in tags.to_pylist())
     return tuple(pass_at_k(run, k) for k in KS if k <= min(samples.values()))
 
 

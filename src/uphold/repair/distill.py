@@ -82,7 +82,7 @@ def run_repair(
     for spec in arms:
         history, trained = _train_arm(spec, method, frozen_old, frozen_new, task, old_scores, folder, config, progress)
         run = evaluate(trained, task, store=store, progress=progress, what=f"{spec.label} on test")
-        measured.append((spec, history, compare_runs(before.old, run, before.again)))
+        measured.append((spec, history, compare_runs(before.old, run, before.again, discover=False)))
     repair = Repair(
         method=method,
         paper=paper,

@@ -154,7 +154,7 @@ def load_repair(folder: Path) -> Repair:
         Arm(
             entry["name"],
             entry["label"],
-            compare_runs(before.old, load_run(folder / "runs" / entry["name"]), before.again),
+            compare_runs(before.old, load_run(folder / "runs" / entry["name"]), before.again, discover=False),
             tuple(Epoch(**line) for line in entry["history"]),
             entry["control"],
         )

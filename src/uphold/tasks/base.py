@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from uphold.core.errors import EmptyError, UsageError, unknown_name
@@ -213,6 +213,23 @@ def task_fingerprint(task: Task, split: Split) -> dict[str, Any]:
     if task.kind == "generate":
         fingerprint["decoding"] = asdict(task.decoding)
     return fingerprint
+
+
+def subset(task: Task, split: Split, instances: Sequence[Instance]) -> FixedTask:
+    """`task` with these instances of one split only."""
+    if isinstance(task, FixedTask):
+        return replace(task, splits={split: tuple(instances)})
+    return FixedTask(
+        task.name,
+        task.kind,
+        {split: tuple(instances)},
+        task.scorer,
+        lambda instance, output: task.score_all([instance], [output])[0],
+        task.delimiter,
+        task.decoding,
+        tuple(task.notes),
+        task.metric,
+    )
 
 
 def without_duplicates(instances: Iterable[Instance]) -> tuple[list[Instance], int]:
