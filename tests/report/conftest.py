@@ -6,8 +6,11 @@ negative and 6 positive flips; the repair fixes 2, leaves 2 broken, breaks 1 ane
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +18,14 @@ from uphold.core.records import Record
 from uphold.core.runs import Run, write_run
 from uphold.measure.comparison import compare_runs
 from uphold.repair.result import Arm, Epoch, Repair
+from uphold.report import write_report
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- {{ 7*7 }} | `code` [link](https://evil.test)"
     "\u202egnp.exe\u202c zero\u200bwidth \u2028 line & 'quotes\" \x1b[31m"
 )
+READY = "#browser[aria-busy=false]"
+"""Selects the report's table once every instance is unpacked."""
 OPTIONS = ("red", "green", "blue")
 
 # (how many, old right, new right, repaired right)
@@ -75,7 +81,16 @@ def choice_records(
 
 def score_records(scores: Sequence[float | None]) -> list[Record]:
     return [
-        Record(f"{number:016x}", f"question {number}", "gold", f"said {score}", f"said {score}", None, score)
+        Record(
+            f"{number:016x}",
+            f"question {number}",
+            "gold",
+            f"said {score}",
+            f"said {score}",
+            None,
+            score,
+            tags={"half": "low" if 2 * number < len(scores) else "high"},
+        )
         for number, score in enumerate(scores)
     ]
 
@@ -102,33 +117,43 @@ def save_comparison(tmp_path: Path) -> Callable[..., Path]:
     return save
 
 
+def make_repair(folder: Path, text: str = "", label: str = "MUSCLE", **options: Any) -> Path:
+    runs = folder.parent / f"{folder.name} runs"
+    old = write(runs / "old", f"v1{text}", choice_records(0, text, **options))
+    new = write(runs / "new", f"v2{text}", choice_records(1, text, **options))
+    again = write(runs / "again", f"v1{text}", choice_records(0, text, **options), 16)
+    arms = []
+    for arm, column, control in (("repaired", 2, False), ("finetuned", 1, True)):
+        run = write(runs / arm, f"v2+{arm}", choice_records(column, text, **options))
+        title = f"control: {arm}" if control else label
+        arms.append(Arm(arm, title, compare_runs(old, run, again), history(0.02 * control), control))
+    repair = Repair(
+        "muscle",
+        "arXiv:2407.09435",
+        compare_runs(old, new, again),
+        tuple(arms),
+        {"rank": 8, "targets": ["q_proj"], "text": text},
+        {"train": 100, "validation": 20, "test": 40},
+        folder.parent / "adapter",
+        (f"a note{text}",),
+    )
+    return repair.save(folder)
+
+
 @pytest.fixture
 def save_repair(tmp_path: Path) -> Callable[..., Path]:
     """Save the 40 instances as a repair with one control, which is the plain update with other weights."""
 
-    def save(name: str = "repair", text: str = "", label: str = "MUSCLE", **options: object) -> Path:
-        runs = tmp_path / f"{name} runs"
-        old = write(runs / "old", f"v1{text}", choice_records(0, text, **options))  # type: ignore[arg-type]
-        new = write(runs / "new", f"v2{text}", choice_records(1, text, **options))  # type: ignore[arg-type]
-        again = write(runs / "again", f"v1{text}", choice_records(0, text, **options), 16)  # type: ignore[arg-type]
-        arms = []
-        for arm, column, control in (("repaired", 2, False), ("finetuned", 1, True)):
-            run = write(runs / arm, f"v2+{arm}", choice_records(column, text, **options))  # type: ignore[arg-type]
-            title = f"control: {arm}" if control else label
-            arms.append(Arm(arm, title, compare_runs(old, run, again), history(0.02 * control), control))
-        repair = Repair(
-            "muscle",
-            "arXiv:2407.09435",
-            compare_runs(old, new, again),
-            tuple(arms),
-            {"rank": 8, "targets": ["q_proj"], "text": text},
-            {"train": 100, "validation": 20, "test": 40},
-            tmp_path / "adapter",
-            (f"a note{text}",),
-        )
-        return repair.save(tmp_path / name)
+    def save(name: str = "repair", **options: Any) -> Path:
+        return make_repair(tmp_path / name, **options)
 
     return save
+
+
+@pytest.fixture(scope="session")
+def repair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report on the 40 instances as a repair, made once: only to be read."""
+    return write_report(make_repair(tmp_path_factory.mktemp("report") / "repair"))
 
 
 @pytest.fixture
@@ -142,6 +167,65 @@ def save_scores(tmp_path: Path) -> Callable[..., Path]:
         ).save(tmp_path / name)
 
     return save
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium. One per module: two that are driven at once from one thread get in each other's way."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = os.environ.get("PLAYWRIGHT_CHROMIUM_EXECUTABLE") or shutil.which("chromium")
+    if path is None:
+        pytest.skip("needs Chromium: on the PATH, or named by PLAYWRIGHT_CHROMIUM_EXECUTABLE")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield running
+        running.close()
+
+
+class Reader:
+    """Opens files and keeps what must not happen: errors, dialogs, requests."""
+
+    def __init__(self, browser: Any) -> None:
+        self.browser = browser
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        self.contexts: list[Any] = []
+
+    def open(self, path: Path, fragment: str = "", init: str = "", ready: str = READY, **options: Any) -> Any:
+        context = self.browser.new_context(**options)
+        self.contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("console", lambda message: self.problems.append(message.text))
+        page.on("dialog", lambda dialog: self.problems.append("a dialog"))
+        page.on("request", lambda request: self.requests.append(request.url.split("#")[0]))
+        if init:
+            page.add_init_script(init)
+        page.goto(path.as_uri() + fragment)
+        page.wait_for_selector(ready, state="attached")
+        return page
+
+    @staticmethod
+    def wait(page: Any, condition: str) -> None:
+        """Wait for JavaScript to become true. Playwright's own way evaluates text, which the page's policy forbids."""
+        for _ in range(400):
+            if page.evaluate(condition):
+                return
+            page.wait_for_timeout(50)
+        raise AssertionError(f"never true: {condition}")
+
+
+@pytest.fixture
+def reader(browser: Any) -> Iterator[Reader]:
+    made = Reader(browser)
+    yield made
+    for context in made.contexts:
+        context.close()
+    assert made.problems == []
+    assert len(set(made.requests)) <= 1
+    assert all(url.startswith("file:") for url in made.requests)
 
 
 @pytest.fixture

@@ -43,8 +43,10 @@ def test_change_is_undefined_without_flips_to_begin_with(save_repair: Save) -> N
 
 def test_slices_come_surest_first_with_their_state_after_the_repair(save_repair: Save) -> None:
     data = gather(save_repair())
-    assert [pair.label for pair in data.slices] == ["half = low", "all = yes", "half = high"]
-    low = data.slices[0]
+    tagged = [pair for pair in data.slices if pair.before.tag in ("half", "all")]
+    assert [pair.label for pair in tagged] == ["half = low", "all = yes", "half = high"]
+    assert [pair.before.q for pair in data.slices] == sorted(pair.before.q for pair in data.slices)
+    low = tagged[0]
     assert low.after is not None
     assert (low.before.negative_flips, low.after.negative_flips) == (4, 3)
 
@@ -56,7 +58,10 @@ def test_json_says_what_the_comparison_says(save_repair: Save) -> None:
     assert report["format"] == 1
     assert report["verdict"] == "in words"
     assert report["rates"] == repair.before.to_dict()["rates"]
-    assert report["matrix"] == repair.before.to_dict()["matrix"]
+    for name in ("matrix", "test", "cluster", "smallest_visible_nfr", "discovered"):
+        assert report[name] == repair.before.to_dict()[name], name
+    assert report["gate"] is None
+    assert set(report["slices"][0]["before"]) >= {"p", "q", "nfr", "nfr_interval"}
     assert [arm["name"] for arm in report["arms"]] == ["old", "new", "repaired", "finetuned"]
     assert report["arms"][2]["rates"]["nfr"]["value"] == repair.repaired.comparison["nfr"].value
     assert report["arms"][2]["nfr_against_plain"] == pytest.approx(-0.25)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from uphold.report.data import gather
-from uphold.report.instances import repair_effect, spread_out
+from uphold.report.instances import read_instances, repair_effect
+from uphold.report.text import clip
 
 Save = Callable[..., Path]
 
@@ -87,14 +88,49 @@ def test_a_quote_in_the_folder_name_is_only_a_quote(save_comparison: Save) -> No
     assert gather(save_comparison("it's here")).instances.total == 40
 
 
-def test_equal_points_are_spread_into_discs_by_number() -> None:
-    x, y = np.array([0.0] * 90 + [1.0] * 10), np.array([1.0] * 90 + [0.0] * 10)
-    spread_x, spread_y, spread = spread_out(x, y)
-    assert spread
-    distance = np.hypot(spread_x - x, spread_y - y)
-    assert distance.max() < 0.12
-    assert distance[90:].max() < distance[:90].max() / 2
-    assert len(set(zip(spread_x, spread_y, strict=True))) == 100
-    again = spread_out(np.linspace(0, 1, 50), np.linspace(0, 1, 50))
-    assert not again[2]
-    assert not spread_out(np.array([]), np.array([]))[2]
+def test_the_others_are_an_even_sample(save_comparison: Save) -> None:
+    """Not the first ids only, and of both kinds: both wrong and both right."""
+    outcomes = [(True, False)] * 3 + [(True, True)] * 200 + [(False, False)] * 200
+    rows = gather(save_comparison(outcomes=outcomes), limit=103).instances.rows
+    assert [row.kind for row in rows[:3]] == ["negative"] * 3
+    right = [row for row in rows if row.kind == "both_right"]
+    assert len(rows) == 103
+    assert 30 < len(right) < 70
+    assert max(int(row.id, 16) for row in right) > 150
+
+
+@pytest.mark.parametrize("length", [0, 100, 2419, 2420, 2421, 5000])
+def test_long_texts_are_cut_as_clip_does(save_comparison: Save, length: int) -> None:
+    text = "".join(chr(0x4E00 + n % 500) for n in range(length))
+    instances = gather(save_comparison(text=text)).instances
+    assert instances.limits == (2000, 1000)
+    row = instances.rows[0]
+    assert row.input == clip(f"question 12{text}", 2000)
+    assert row.answers[0].text == clip(f"red{text}", 1000)
+
+
+def test_texts_are_cut_further_when_there_are_many(save_comparison: Save) -> None:
+    comparison = gather(save_comparison(text="x" * 3000)).before
+    found = {
+        budget: read_instances(comparison.old, comparison.new, None, True, budget=budget).limits
+        for budget in (10**9, 80_000, 30_000, 10)
+    }
+    assert found == {10**9: (2000, 1000), 80_000: (1000, 500), 30_000: (200, 100), 10: (200, 100)}
+
+
+def test_options_and_their_likelihoods_come_along(save_comparison: Save) -> None:
+    row = gather(save_comparison()).instances.rows[0]
+    assert row.options == ("red", "green", "blue")
+    assert row.answers[0].logprobs == pytest.approx((-1.0, -2.0, -4.0))
+    assert gather(save_comparison("bare", logprobs=False)).instances.rows[0].answers[0].logprobs == ()
+
+
+def test_kinds_before_and_after_a_repair(save_repair: Save) -> None:
+    rows = gather(save_repair()).instances.rows
+    fixed = next(row for row in rows if row.effect == "fixed")
+    assert (fixed.kind, fixed.after) == ("negative", "both_right")
+    assert {row.after for row in rows if row.effect == "newly broken"} == {"negative"}
+
+
+def test_an_output_equal_to_its_answer_is_said_once(save_comparison: Save) -> None:
+    assert {answer.output for row in gather(save_comparison()).instances.rows for answer in row.answers} == {None}

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from uphold.measure.comparison import load_comparison
+from uphold.measure.discover import Rule
 from uphold.report.data import gather
 from uphold.report.markdown import escape, render_markdown
 
@@ -65,7 +68,6 @@ def test_undefined_and_missing_things_say_so(save_comparison: Save) -> None:
     text = render_markdown(gather(save_comparison(tags=False, outcomes=[(True, True), (True, True)])))
     assert "| BEC | undefined |" in text
     assert "There are none." in text
-    assert "Worst slices" not in text
 
 
 def test_continuous_scores_in_markdown(save_scores: Save) -> None:
@@ -73,3 +75,19 @@ def test_continuous_scores_in_markdown(save_scores: Save) -> None:
     assert "mean score" in text
     assert "Flip matrix" not in text
     assert "| question 0 | gold | said 0.5 | said 0.4 |" in text
+
+
+def test_gate_and_rules_in_markdown(save_comparison: Save) -> None:
+    folder = save_comparison()
+    check = {"task": "colours", "slice": "half=low", "rule": "max_nfr", "verdict": "inconclusive", "reason": "a | b"}
+    (folder / "gate.json").write_text(json.dumps({"verdict": "inconclusive", "checks": [check]}))
+    data = gather(folder)
+    rule = Rule(("half is low", "has | digits"), 20, 4, 0.2, 0.0, 0.03, sample=1000)
+    text = render_markdown(replace(data, before=replace(data.before, discovered=(rule,))))
+    assert "## Gate: inconclusive" in text
+    assert r"| inconclusive | max\_nfr | colours: half=low | a &#124; b |" in text
+    assert (
+        "| half is low and has &#124; digits (estimated from 1,000 instances) | 4 / 20 | 20.00% | 0.00% | p = 0.03 |"
+        in text
+    )
+    assert "The strongest evidence first" in text

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from uphold.report import svg
-from uphold.report.instances import CODES, Points
+from uphold.report.instances import CODES
+from uphold.report.points import Points
 
 
 def points(old: list[float], new: list[float], kinds: list[str], margins: bool = True) -> Points:
     codes = np.array([CODES.index(kind) for kind in kinds], dtype=np.int64)
-    return Points(np.array(old, dtype=float), np.array(new, dtype=float), codes, margins, 0)
+    return Points(np.array(old, dtype=float), np.array(new, dtype=float), codes, np.arange(len(kinds)), margins, 0)
 
 
 def many(flips: int, others: int) -> Points:
@@ -46,12 +47,20 @@ def test_a_row_without_interval_has_a_dot_only() -> None:
     assert "circle" not in svg.dot_row(svg.Scale(0, 1), None, None, None, None)
 
 
-def test_bars_have_one_interval_each() -> None:
-    drawing = ElementTree.fromstring(
-        svg.slice_bars(svg.Scale(0, 0.5), [("v-new", 0.1, 0.05, 0.2), ("v-repaired", 0.05, 0.01, 0.1)])
-    )
-    assert [node.get("width") for node in drawing.findall("rect")] == ["20.00%", "10.00%"]
-    assert [node.get("x2") for node in drawing.findall("line")] == ["40.00%", "20.00%"]
+def test_a_forest_row_has_one_interval_per_mark() -> None:
+    scale = svg.Scale(0, 0.5)
+    row = svg.forest_row(scale, [("v-new", 0.1, 0.05, 0.2), ("v-repaired", 0.05, 0.01, 0.9)], 0.15, 0.01)
+    drawing = ElementTree.fromstring(row)
+    marks = drawing.findall("g")
+    assert [mark.find("svg").get("x") for mark in marks] == ["20.00%", "10.00%"]  # type: ignore[union-attr]
+    assert [mark.find("line").get("x2") for mark in marks] == ["40.00%", "100.00%"]  # type: ignore[union-attr]
+    assert ["cut" in ElementTree.tostring(mark, "unicode") for mark in marks] == [False, True]
+    lines = {line.get("class"): line.get("x1") for line in drawing.findall("line")}
+    assert (lines["overall"], lines["floor"]) == ("30.00%", "2.00%")
+
+
+def test_a_forest_row_without_floor() -> None:
+    assert "floor" not in svg.forest_row(svg.Scale(0, 1), [("v-new", 0.1, 0.0, 0.2)], None, None)
 
 
 def test_thinning_keeps_every_flip() -> None:

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from uphold.core import stats
+from uphold.core.errors import CorruptError
+from uphold.core.storage import read_json
 from uphold.measure.comparison import Comparison, load_comparison
 from uphold.measure.flips import FlipMatrix
 from uphold.measure.rates import Rate
 from uphold.measure.slices import Slice
 from uphold.repair.result import FILE as REPAIR_FILE
 from uphold.repair.result import REPAIRED, Epoch, Repair, load_repair
-from uphold.report.instances import Instances, read_instances
+from uphold.report.instances import LIMIT, Instances, read_instances
 from uphold.report.text import finite
 
 FORMAT = 1
+GATE_FILE = "gate.json"
+_VERDICTS = ("pass", "fail", "inconclusive")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,35 @@ class SlicePair:
 
 
 @dataclass(frozen=True)
+class GateCheck:
+    """One line of a gate's verdict."""
+
+    verdict: str
+    """`pass`, `fail` or `inconclusive`."""
+    task: str
+    slice: str | None
+    rule: str
+    """Which promise was checked, e.g. `max_nfr`."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate's verdict, as saved in `gate.json`."""
+
+    verdict: str
+    """`pass`, `fail` or `inconclusive`."""
+    checks: tuple[GateCheck, ...]
+    """Those that fail first, then those that are inconclusive."""
+    saved: Mapping[str, Any]
+    """All that the file holds."""
+
+    def count(self, verdict: str) -> int:
+        """How many checks have this verdict."""
+        return sum(check.verdict == verdict for check in self.checks)
+
+
+@dataclass(frozen=True)
 class ReportData:
     """What the three files of a report are made from."""
 
@@ -64,8 +97,10 @@ class ReportData:
     versions: tuple[Version, ...]
     """Old, new, repaired, controls."""
     slices: tuple[SlicePair, ...]
-    """Those whose NFR is surely high first: by the lower end of the exact interval."""
+    """Those with the strongest evidence of a high NFR first: by q, then p, then the lower end of the interval."""
     instances: Instances
+    gate: Gate | None = None
+    """What a gate said about this update; None where the folder holds no `gate.json`."""
 
     @property
     def continuous(self) -> bool:
@@ -135,12 +170,17 @@ class ReportData:
         return now.value / plain.value - 1
 
 
+def place(task: str, part: str | None) -> str:
+    """Where a gate's check looked, in words."""
+    return f"{task}: {part}" if part else task
+
+
 def find_rate(comparison: Comparison, name: str) -> Rate | None:
     """The comparison's rate called `name`, or None."""
     return next((rate for rate in comparison.rates if rate.name == name), None)
 
 
-def gather(folder: Path, limit: int = 5000) -> ReportData:
+def gather(folder: Path, limit: int = LIMIT) -> ReportData:
     """Read the comparison or repair saved in `folder`, and up to `limit` of its instances.
 
     Raises:
@@ -160,14 +200,37 @@ def gather(folder: Path, limit: int = 5000) -> ReportData:
         versions.append(Version(arm.name, arm.label, role, arm.comparison[score_new], arm.comparison, arm.history))
     repaired = repair.repaired.comparison if repair else None
     instances = read_instances(before.old, before.new, repaired.new if repaired else None, not continuous, limit)
-    return ReportData(before, repair, tuple(versions), _slices(before, repaired), instances)
+    return ReportData(before, repair, tuple(versions), _slices(before, repaired), instances, _gate(folder / GATE_FILE))
+
+
+def _gate(path: Path) -> Gate | None:
+    if not path.is_file():
+        return None
+    saved = read_json(path)
+    try:
+        checks = [
+            GateCheck(line["verdict"], line["task"], line["slice"], line["rule"], line["reason"])
+            for line in saved["checks"]
+        ]
+        verdict = saved["verdict"]
+        order = ("fail", "inconclusive", "pass")
+        checks.sort(key=lambda check: order.index(check.verdict))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptError(f"{path} is not a gate's verdict ({error!r}); run 'uphold gate' again") from error
+    if verdict not in _VERDICTS:
+        raise CorruptError(f"{path} has the verdict {verdict!r}: expected pass, fail or inconclusive")
+    return Gate(verdict, tuple(checks), saved)
 
 
 def _slices(before: Comparison, after: Comparison | None) -> tuple[SlicePair, ...]:
     later = {(part.tag, part.value): part for part in after.slices} if after else {}
     pairs = [SlicePair(part, later.get((part.tag, part.value))) for part in before.slices]
-    keys = {pair.label: (-pair.before.nfr_interval.low, -pair.before.nfr, pair.label) for pair in pairs}
-    return tuple(sorted(pairs, key=lambda pair: keys[pair.label]))
+    return tuple(sorted(pairs, key=_evidence))
+
+
+def _evidence(pair: SlicePair) -> tuple[float, float, float, str]:
+    part = pair.before
+    return part.q, part.p, -part.nfr_interval.low, pair.label
 
 
 def to_json(data: ReportData, verdict: str, remarks: tuple[str, ...]) -> dict[str, Any]:
@@ -187,6 +250,11 @@ def to_json(data: ReportData, verdict: str, remarks: tuple[str, ...]) -> dict[st
             "arms": [_version_json(data, version) for version in data.versions],
             "rates": saved["rates"],
             "matrix": saved["matrix"],
+            "test": asdict(data.before.test),
+            "cluster": data.before.cluster,
+            "smallest_visible_nfr": data.before.smallest_visible_nfr,
+            "gate": data.gate.saved if data.gate else None,
+            "discovered": [asdict(rule) for rule in data.before.discovered],
             "slices": [_slice_json(pair) for pair in data.slices],
             "repair": _repair_json(data.repair, data.repair_p),
             "instances": _instances_json(data.instances),
@@ -219,7 +287,8 @@ def _version_json(data: ReportData, version: Version) -> dict[str, Any]:
         "score": asdict(version.score),
         "rates": {rate.name: asdict(rate) for rate in comparison.rates} if comparison else {},
         "nfr_against_plain": data.change(version) if compared else None,
-        "matrix": asdict(matrix) | {"mcnemar_p": matrix.mcnemar_p} if matrix else None,
+        "matrix": asdict(matrix) if matrix else None,
+        "test": asdict(comparison.test) if comparison else None,
         "notes": list(comparison.notes) if comparison else [],
         "history": [
             {

@@ -4,52 +4,64 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
+import statistics
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
+from urllib.parse import urlencode
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from uphold.core.hashing import canonical_json
 from uphold.measure.rates import Rate, format_value
 from uphold.measure.slices import Slice
-from uphold.report import svg
-from uphold.report.data import ReportData, Version, fingerprints
+from uphold.report import explorer, svg
+from uphold.report.data import ReportData, SlicePair, Version, fingerprints, place
 from uphold.report.glossary import DEFINITIONS, EFFECTS, KINDS, MARKS
-from uphold.report.instances import Answer, Instance
-from uphold.report.text import clip, finite, p_value, short, signed_percent, visible
+from uphold.report.page import page_policy, script_json
+from uphold.report.sankey import effect_flows, kind_flows, sankey
+from uphold.report.text import finite, p_value, short, signed_percent, visible
 from uphold.report.verdict import remarks, verdict
 
-SHOWN_SLICES = 40
-_INPUT_LIMIT, _ANSWER_LIMIT, _TAG_LIMIT = 2000, 1000, 200
+FIRST_SLICES, SHOWN_SLICES = 12, 40
+"""Slices that are seen at once, and those that can be unfolded."""
+ALPHA = 0.05
+"""A slice whose q lies below stands out."""
 
 
 def render_html(data: ReportData) -> str:
     """The report as one self-contained HTML page."""
     environment = Environment(
-        autoescape=True, finalize=_finalize, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(explorer.asset),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         value=format_value, short=short, p=p_value, signed=signed_percent, interval=_interval, plain=_plain
     )
-    template = environment.from_string(_asset("report.html.j2"))
-    script = _asset("report.js")
+    environment.filters["capital"] = _capital
+    script = explorer.script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return template.render(
+    return environment.get_template("report.html.j2").render(
         data=data,
         verdict=verdict(data),
         remarks=remarks(data),
-        style=Markup(_asset("report.css")),
+        style=Markup(explorer.asset("report.css") + explorer.asset("explorer.css")),
         script=Markup(script),
-        script_hash=digest,
-        instances_json=Markup(script_json(instances_payload(data))),
+        policy=page_policy(f"'sha256-{digest}'"),
+        head=Markup(script_json(explorer.head(data))),
+        chunks=explorer.chunks(data),
+        flow=_flow(data),
+        link=_link,
+        place=place,
         arms=_arm_rows(data),
         panels=_headline(data),
         rates=_rate_rows(data),
-        slice_rows=_slice_rows(data),
+        forest=_forest(data),
         scatters=_scatters(data),
         training=_training(data),
         prints=_fingerprint_rows(data),
@@ -68,60 +80,6 @@ def _finalize(value: Any) -> Any:
 
 def _plain(value: Any) -> str:
     return canonical_json(finite(value))
-
-
-def _asset(name: str) -> str:
-    return files("uphold.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def script_json(value: Any) -> str:
-    """`value` as JSON that may stand inside a `<script>` element: it can end neither the element nor a line."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return text
-
-
-def instances_payload(data: ReportData) -> dict[str, Any]:
-    """The instance table as compact JSON: rows of indices and texts, long texts cut in their middle."""
-    rows = data.instances.rows
-    tags = sorted({tag for row in rows for tag in row.tags.items()})
-    number = {tag: index for index, tag in enumerate(tags)}
-    kinds, effects = list(KINDS), list(EFFECTS)
-    return {
-        "kinds": [{"name": kind, "label": KINDS[kind], "mark": MARKS[kind]} for kind in kinds],
-        "effects": effects,
-        "tags": [clip(visible(f"{tag} = {value}"), _TAG_LIMIT) for tag, value in tags],
-        "versions": ["old", "new", "repaired"][: 3 if data.repair else 2],
-        "rows": [
-            [
-                row.id,
-                kinds.index(row.kind),
-                effects.index(row.effect) if row.effect else -1,
-                _shown(row.input, _INPUT_LIMIT),
-                _shown(row.gold, _ANSWER_LIMIT),
-                [_answer(answer, row) for answer in row.answers],
-                sorted(number[tag] for tag in row.tags.items()),
-            ]
-            for row in rows
-        ],
-    }
-
-
-def _answer(answer: Answer, row: Instance) -> list[Any]:
-    output = "" if answer.output == answer.text else _shown(answer.output, _ANSWER_LIMIT)
-    numbers = [
-        round(number, 4) if number is not None and math.isfinite(number) else None
-        for number in (answer.score, answer.margin)
-    ]
-    # A score of 0 or 1 beside right or wrong would be said twice.
-    if answer.correct is not None and numbers[0] in (0.0, 1.0):
-        numbers[0] = None
-    return [_shown(answer.text, _ANSWER_LIMIT), answer.correct, *numbers, output]
-
-
-def _shown(text: str, limit: int) -> str:
-    return visible(clip(text, limit))
 
 
 def _interval(rate: Rate | None) -> str:
@@ -190,19 +148,70 @@ def _rate_rows(data: ReportData) -> list[dict[str, Any]]:
     ]
 
 
-def _slice_rows(data: ReportData) -> list[dict[str, Any]]:
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _link(**filters: str) -> str:
+    """The fragment that sets these filters of the instance table."""
+    return "#" + urlencode(filters)
+
+
+def _flow(data: ReportData) -> dict[str, Any] | None:
+    """The drawing of instances going from right to wrong, and its legend; None where answers are not right or wrong."""
+    if data.continuous:
+        return None
+    if data.repaired is None:
+        flows, key = kind_flows(data.instances.kinds, KINDS), "kind"
+    else:
+        flows, key = effect_flows(data.instances.effects), "effect"
+    legend = [
+        {"flow": flow, "link": _link(kind="all", effect=flow.name) if key == "effect" else _link(kind=flow.name)}
+        for flow in flows
+        if flow.count
+    ]
+    return {"svg": Markup(sankey(flows, ("old", "new", "repaired")[: len(flows[0].path)], key)), "legend": legend}
+
+
+def _forest(data: ReportData) -> dict[str, Any] | None:
+    """The slices with their NFR on one scale, the strongest evidence first."""
+    if not data.slices:
+        return None
+    overall, labels = data.new.rate(data.nfr), explorer.tag_labels(explorer.row_tags(data))
+    floor = overall.floor if overall else None
     shown = data.slices[:SHOWN_SLICES]
-    sides = [[part for part in (pair.before, pair.after) if part is not None] for pair in shown]
-    scale = svg.scale_over([part.nfr_interval.high for parts in sides for part in parts], from_zero=True)
-    rows = []
-    for pair, parts in zip(shown, sides, strict=True):
-        bars = [
-            (name, part.nfr, *part.nfr_interval) for name, part in zip(("v-new", "v-repaired"), parts, strict=False)
-        ]
-        rows.append(
-            {"pair": pair, "parts": [_slice_text(part) for part in parts], "svg": Markup(svg.slice_bars(scale, bars))}
-        )
-    return rows
+    parts = [part for pair in shown for part in (pair.before, pair.after) if part is not None]
+    # Slices of three instances must not squash all the others: a longer whisker is cut at the edge.
+    wide = 1.5 * statistics.median(part.nfr_interval.high for part in parts)
+    known = [part.nfr for part in parts] + [floor, overall.value if overall else None]
+    scale = svg.scale_over([*known, min(wide, max(part.nfr_interval.high for part in parts))], from_zero=True)
+    rows = [_forest_row(data, pair, scale, overall, labels) for pair in shown]
+    first = FIRST_SLICES if len(rows) > FIRST_SLICES + 3 else len(rows)
+    return {
+        "first": rows[:first],
+        "later": rows[first:],
+        "axis": Markup(svg.axis_row(scale)),
+        "overall": overall.value if overall else None,
+        "floor": floor,
+        "more": len(data.slices) - len(shown),
+    }
+
+
+def _forest_row(
+    data: ReportData, pair: SlicePair, scale: svg.Scale, overall: Rate | None, labels: Mapping[tuple[str, str], str]
+) -> dict[str, Any]:
+    sides = [part for part in (pair.before, pair.after) if part is not None]
+    marks = [(name, part.nfr, *part.nfr_interval) for name, part in zip(("v-new", "v-repaired"), sides, strict=False)]
+    label = labels.get((pair.before.tag, pair.before.value))
+    return {
+        "pair": pair,
+        "link": _link(kind="all", tag=label) if label else None,
+        "parts": [_slice_text(part) for part in sides],
+        "svg": Markup(
+            svg.forest_row(scale, marks, overall.value if overall else None, overall.floor if overall else None)
+        ),
+        "news": pair.before.q < ALPHA,
+    }
 
 
 def _slice_text(part: Slice) -> dict[str, str]:
@@ -211,15 +220,14 @@ def _slice_text(part: Slice) -> dict[str, str]:
         "nfr": f"{100 * part.nfr:.1f}%",
         "interval": f"[{100 * low:.1f}, {100 * high:.1f}]",
         "flips": f"{part.negative_flips:,} − / {part.positive_flips:,} +",
-        "accuracy": f"{100 * part.new_right / part.count:.1f}%",
     }
 
 
 def _scatters(data: ReportData) -> dict[str, Any] | None:
-    before, after = data.instances.before, data.instances.after
-    if before is None:
+    panels = explorer.scatter_panels(data)
+    if not panels:
         return None
-    panels = [before] if after is None else [before, after]
+    before = panels[0]
     frame = svg.frame_over(panels)
     what = "margin (nats)" if before.margins else "score"
     figures = []
@@ -228,10 +236,11 @@ def _scatters(data: ReportData) -> dict[str, Any] | None:
         figures.append(
             {
                 "title": f"Old against {role}",
+                "role": role,
                 "svg": Markup(svg.scatter(points, frame, f"old {what}", f"{role} {what}")),
                 "drawn": drawn,
                 "sampled_flips": svg.flip_count(points) > svg.FLIP_LIMIT,
-                "total": len(points.old),
+                "total": len(points.row),
                 "missing": points.missing,
                 "beyond": svg.beyond(points, frame),
             }

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from uphold.core.runs import Run
 from uphold.measure.continuous import TIE
+from uphold.measure.paired_records import paired_records
+from uphold.report.points import Points, spread_out
 
 if TYPE_CHECKING:
     import duckdb
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 CODES = ("negative", "positive", "both_wrong", "both_right", "tie", "unscored")
 """Kinds of instance by their code in the queries below."""
 
-Floats = NDArray[np.float64]
-
-
-MOST_DISCS = 24
-"""Up to so many different points, equal ones are spread into discs."""
-DISC = 0.12
-"""Radius of the largest disc, in units of the score."""
+LIMIT = 50_000
+"""Instances that a report holds at most."""
+INPUT_LIMIT, ANSWER_LIMIT = 2000, 1000
+"""Characters of a question, and of an answer, that a report holds at most."""
+TEXT_BUDGET = 50_000_000
+"""Characters of all texts together; beyond, `INPUT_LIMIT` and `ANSWER_LIMIT` are scaled down for this report."""
+_SCALES = (1.0, 0.5, 0.25, 0.1)
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,25 @@ class Answer:
 
     text: str
     """The part of the output that was scored."""
-    output: str
+    output: str | None
+    """All of the output; None where that is `text`."""
     correct: bool | None
     score: float | None
     margin: float | None
     """Log-likelihood of the gold option minus the best other one (nats); None without log-likelihoods."""
+    logprobs: tuple[float, ...] = ()
+    """Log-likelihood of each option (nats)."""
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One question with every version's answer."""
+    """One question with every version's answer; long texts are cut in their middle."""
 
     id: str
     kind: str
     """One of `CODES`: the old model against the plain update."""
+    after: str
+    """The same with the repaired update in the plain one's place; `kind` where there is no repair."""
     effect: str | None
     """What the repair did, a key of `glossary.EFFECTS`; None without a repair."""
     input: str
@@ -54,22 +60,10 @@ class Instance:
     answers: tuple[Answer, ...]
     """Old, new, and repaired where there is a repair."""
     tags: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Points:
-    """One scatter plot: arrays of shape (n,), instances in the order of their ids."""
-
-    old: Floats
-    new: Floats
-    kind: NDArray[np.int64]
-    """Index into `CODES`."""
-    margins: bool
-    """Whether the axes are gold-option margins rather than scores."""
-    missing: int
-    """Scored instances that have no finite value on one of the axes."""
-    spread: bool = False
-    """Whether equal points are spread into discs (see `spread_out`)."""
+    options: tuple[str, ...] = ()
+    """The options of a choice, in the task's order."""
+    length: int = 0
+    """Characters of the question before it was cut."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +78,19 @@ class Instances:
     effects: Mapping[str, int]
     """How many instances of each effect there are; empty without a repair."""
     before: Points | None
-    """None when every score is 0 or 1 and there are no log-likelihoods: a scatter would be four dots."""
+    """The rows' points; None when every score is 0 or 1 and there are no log-likelihoods: they would be four dots."""
     after: Points | None
+    limits: tuple[int, int] = (INPUT_LIMIT, ANSWER_LIMIT)
+    """Characters of a question and of an answer beyond which they were cut."""
 
 
-def read_instances(old: Run, new: Run, repaired: Run | None, judged: bool, limit: int = 5000) -> Instances:
+def read_instances(
+    old: Run, new: Run, repaired: Run | None, judged: bool, limit: int = LIMIT, budget: int = TEXT_BUDGET
+) -> Instances:
     """Join the runs on instance id, out of core.
+
+    Where there are more than `limit` instances, flips are kept first, and of the others an even sample (by the
+    MD5 of their ids).
 
     Args:
         old: the run of the old model.
@@ -97,31 +98,52 @@ def read_instances(old: Run, new: Run, repaired: Run | None, judged: bool, limit
         repaired: the run of the repaired update, if any.
         judged: whether answers are right or wrong; otherwise flips are rises and falls of the score.
         limit: how many instances to read with their texts.
+        budget: how many characters of text to read in all, about.
     """
-    import duckdb
-
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")
-        for name, run in (("old_run", old), ("new_run", new), ("repaired_run", repaired or new)):
-            path = str(run.records_path).replace("'", "''")
-            connection.execute(f"CREATE TEMP VIEW {name} AS SELECT * FROM read_parquet('{path}')")
+    names = ("o", "n") if repaired is None else ("o", "n", "r")
+    joins = "JOIN new_run n USING (id)" + (" JOIN repaired_run r USING (id)" if repaired else "")
+    later = names[-1]
+    with paired_records(old, new) as connection:
+        if repaired is not None:
+            path = str(repaired.records_path).replace("'", "''")
+            connection.execute(f"CREATE TEMP VIEW repaired_run AS SELECT * FROM read_parquet('{path}')")
         connection.execute(_FLIP_JUDGED if judged else _FLIP_SCORES)
-        connection.execute(_MARGIN)
-        connection.execute(_PAIRS)
+        connection.execute(_CUT)
+        connection.execute(_PAIRS.format(joins=joins, later=later))
         counted = connection.execute("SELECT kind, after, count(*) FROM pairs GROUP BY ALL ORDER BY ALL").fetchall()
-        rows = connection.execute(_ROWS, [limit]).fetchall()
-        before, after = _points(connection, repaired is not None)
+        connection.execute(_CHOSEN, [limit])
+        limits = _limits(connection, names, joins, budget)
+        texts = ", ".join(_ANSWER.format(run=name, size=limits[1]) for name in names)
+        query = _ROWS.format(texts=texts, joins=joins, input=limits[0], answer=limits[1])
+        rows = tuple(_instance(row, len(names)) for row in connection.execute(query).fetchall())
     kinds: dict[str, int] = {}
     effects: dict[str, int] = {}
-    for kind, later, count in counted:
+    for kind, after, count in counted:
         kinds[CODES[kind]] = kinds.get(CODES[kind], 0) + count
         if repaired is not None:
-            effect = repair_effect(CODES[kind], CODES[later])
+            effect = repair_effect(CODES[kind], CODES[after])
             effects[effect] = effects.get(effect, 0) + count
-    versions = 2 if repaired is None else 3
-    return Instances(
-        tuple(_instance(row, versions) for row in rows), sum(kinds.values()), kinds, effects, before, after
-    )
+    panels = _panels(rows)
+    return Instances(rows, sum(kinds.values()), kinds, effects, *panels, limits)
+
+
+def _limits(connection: duckdb.DuckDBPyConnection, names: tuple[str, ...], joins: str, budget: int) -> tuple[int, int]:
+    """The largest limits of a question's and an answer's length under which all texts stay within `budget`."""
+    sums = []
+    for scale in _SCALES:
+        lengths = [f"least(length(o.input), {int(scale * INPUT_LIMIT)})"]
+        for name in names:
+            lengths.append(f"least(length({name}.answer), {int(scale * ANSWER_LIMIT)})")
+            lengths.append(
+                f"CASE WHEN {name}.output = {name}.answer THEN 0 "
+                f"ELSE least(length({name}.output), {int(scale * ANSWER_LIMIT)}) END"
+            )
+        sums.append(f"coalesce(sum({' + '.join(lengths)}), 0)")
+    found = connection.execute(f"SELECT {', '.join(sums)} FROM chosen JOIN old_run o USING (id) {joins}").fetchone()
+    sizes = found or (0,) * len(_SCALES)
+    fitting = [scale for scale, size in zip(_SCALES, sizes, strict=True) if size <= budget]
+    scale = fitting[0] if fitting else _SCALES[-1]
+    return int(scale * INPUT_LIMIT), int(scale * ANSWER_LIMIT)
 
 
 def repair_effect(kind: str, after: str) -> str:
@@ -140,45 +162,53 @@ def repair_effect(kind: str, after: str) -> str:
 
 
 def _instance(row: tuple[Any, ...], versions: int) -> Instance:
-    identity, kind, after, prompt, gold, tags = row[:6]
-    answers = tuple(Answer(*row[start : start + 5]) for start in range(6, 6 + 5 * versions, 5))
+    identity, kind, after, prompt, gold, tags, options, length = row[:8]
+    answers = tuple(_answer(row[start : start + 6]) for start in range(8, 8 + 6 * versions, 6))
     effect = repair_effect(CODES[kind], CODES[after]) if versions == 3 else None
-    return Instance(identity, CODES[kind], effect, prompt, gold, answers, dict(tags or {}))
+    return Instance(
+        identity,
+        CODES[kind],
+        CODES[after],
+        effect,
+        prompt,
+        gold,
+        answers,
+        dict(tags or {}),
+        tuple(options or ()),
+        length,
+    )
 
 
-def _points(connection: duckdb.DuckDBPyConnection, repaired: bool) -> tuple[Points | None, Points | None]:
-    columns = connection.execute(_POINTS).fetchnumpy()
-    margins = bool(np.isfinite(columns["old_margin"]).any())
-    unit = "margin" if margins else "score"
-    old = columns[f"old_{unit}"]
-    scores = [columns[f"{role}_{unit}"] for role in ("old", "new", "repaired")]
-    if not margins and all(np.isin(values[np.isfinite(values)], (0.0, 1.0)).all() for values in scores):
+def _answer(values: tuple[Any, ...]) -> Answer:
+    text, output, correct, score, margin, logprobs = values
+    return Answer(text, output, correct, score, margin, tuple(logprobs or ()))
+
+
+def _panels(rows: tuple[Instance, ...]) -> tuple[Points | None, Points | None]:
+    """The points of old against new, and of old against repaired."""
+    if not rows:
         return None, None
+    versions = len(rows[0].answers)
+    columns = {
+        unit: np.array([[getattr(answer, unit) for answer in row.answers] for row in rows], dtype=np.float64).reshape(
+            len(rows), versions
+        )
+        for unit in ("margin", "score")
+    }
+    margins = bool(np.isfinite(columns["margin"][:, :1]).any())
+    values = columns["margin" if margins else "score"]
+    if not margins and np.isin(values[np.isfinite(values)], (0.0, 1.0)).all():
+        return None, None
+    both = [(row.kind, row.after) for row in rows]
+    kinds = [np.array([CODES.index(kind) for kind in side]) for side in zip(*both, strict=True)]
     panels = []
-    for values, kind in ((scores[1], columns["kind"]), (scores[2], columns["after"])):
-        scored = kind != CODES.index("unscored")
-        drawn = scored & np.isfinite(old) & np.isfinite(values)
+    for version in range(1, versions):
+        scored = kinds[version - 1] != CODES.index("unscored")
+        drawn = scored & np.isfinite(values[:, 0]) & np.isfinite(values[:, version])
+        x, y, spread = spread_out(values[drawn, 0], values[drawn, version])
         missing = int(scored.sum() - drawn.sum())
-        x, y, spread = spread_out(old[drawn], values[drawn])
-        panels.append(Points(x, y, kind[drawn].astype(np.int64), margins, missing, spread))
-    return panels[0], panels[1] if repaired else None
-
-
-def spread_out(x: Floats, y: Floats) -> tuple[Floats, Floats, bool]:
-    """Spread equal points into discs whose area is their number, where few different points would hide it.
-
-    The k-th of equal points goes to angle k times the golden angle, at a radius that grows with the root of k.
-    """
-    places, place, counts = np.unique(np.stack([x, y]), axis=1, return_inverse=True, return_counts=True)
-    if len(x) == 0 or places.shape[1] > MOST_DISCS or counts.max() == 1:
-        return x, y, False
-    place = place.ravel()
-    order = np.argsort(place, kind="stable")
-    rank = np.empty(len(x))
-    rank[order] = np.arange(len(x)) - np.repeat(np.cumsum(counts) - counts, counts)
-    radius = DISC * np.sqrt(rank / counts.max())
-    angle = rank * np.pi * (3 - np.sqrt(5))
-    return x + radius * np.cos(angle), y + radius * np.sin(angle), True
+        panels.append(Points(x, y, kinds[version - 1][drawn], np.flatnonzero(drawn), margins, missing, spread))
+    return panels[0], panels[1] if versions == 3 else None
 
 
 _SCORED = "coalesce(NOT isnan(score_a) AND NOT isnan(score_b), false)"
@@ -199,43 +229,35 @@ CASE WHEN NOT {_SCORED} THEN 5
      ELSE 4 END
 """
 
-# Gold minus best other option. A gold text that is no option, or a single option, has no margin.
-_MARGIN = """
-CREATE TEMP MACRO margin(options, gold, logprobs) AS
-CASE WHEN len(logprobs) > 1 AND list_position(options, gold) BETWEEN 1 AND len(logprobs)
-     THEN logprobs[list_position(options, gold)] - list_max(list_concat(
-          logprobs[1 : list_position(options, gold) - 1],
-          logprobs[list_position(options, gold) + 1 : len(logprobs)])) END
+# `uphold.report.text.clip`, where the texts are: a prompt of a megabyte never leaves the database.
+_CUT = """
+CREATE TEMP MACRO cut(words, size) AS
+CASE WHEN length(words) <= 1.2 * size + 20 THEN words
+     ELSE left(words, size // 3) || ' […' || (length(words) - size) || ' characters left out…] '
+          || right(words, size - size // 3) END
 """
 
 _PAIRS = """
 CREATE TEMP TABLE pairs AS
-SELECT o.id AS id, flip(o.score, n.score, o.correct, n.correct) AS kind,
-       flip(o.score, r.score, o.correct, r.correct) AS after
-FROM old_run o JOIN new_run n USING (id) JOIN repaired_run r USING (id)
+SELECT o.id AS id, CAST(flip(o.score, n.score, o.correct, n.correct) AS TINYINT) AS kind,
+       CAST(flip(o.score, {later}.score, o.correct, {later}.correct) AS TINYINT) AS after
+FROM old_run o {joins}
+"""
+
+_CHOSEN = """
+CREATE TEMP TABLE chosen AS
+SELECT *, CASE WHEN kind = 0 THEN 0 WHEN after = 0 THEN 1 WHEN kind = 1 THEN 2 WHEN after = 1 THEN 3
+               WHEN kind = 5 THEN 6 WHEN kind = 2 THEN 4 ELSE 5 END AS rank
+FROM pairs ORDER BY least(rank, 4), md5(id) LIMIT ?
 """
 
 _ROWS = """
-WITH chosen AS (
-    SELECT *, CASE WHEN kind = 0 THEN 0 WHEN after = 0 THEN 1 WHEN kind = 1 THEN 2 WHEN after = 1 THEN 3
-                   WHEN kind = 5 THEN 6 WHEN kind = 2 THEN 4 ELSE 5 END AS rank
-    FROM pairs ORDER BY rank, id LIMIT ?
-)
-SELECT c.id, c.kind, c.after, o.input, o.target, o.tags,
-       o.answer, o.output, o.correct, o.score, margin(o.options, o.target, o.option_logprobs),
-       n.answer, n.output, n.correct, n.score, margin(n.options, n.target, n.option_logprobs),
-       r.answer, r.output, r.correct, r.score, margin(r.options, r.target, r.option_logprobs)
-FROM chosen c JOIN old_run o USING (id) JOIN new_run n USING (id) JOIN repaired_run r USING (id)
+SELECT c.id, c.kind, c.after, cut(o.input, {input}), cut(o.target, {answer}), o.tags,
+       list_transform(o.options, lambda option: cut(option, {answer})), length(o.input), {texts}
+FROM chosen c JOIN old_run o USING (id) {joins}
 ORDER BY c.rank, c.id
 """
 
-# No column may hold NULL: DuckDB then hands over plain arrays instead of masked ones.
-_POINTS = """
-SELECT coalesce(margin(o.options, o.target, o.option_logprobs), 'nan'::DOUBLE) AS old_margin,
-       coalesce(margin(n.options, n.target, n.option_logprobs), 'nan'::DOUBLE) AS new_margin,
-       coalesce(margin(r.options, r.target, r.option_logprobs), 'nan'::DOUBLE) AS repaired_margin,
-       coalesce(o.score, 'nan'::DOUBLE) AS old_score, coalesce(n.score, 'nan'::DOUBLE) AS new_score,
-       coalesce(r.score, 'nan'::DOUBLE) AS repaired_score, p.kind AS kind, p.after AS after
-FROM pairs p JOIN old_run o USING (id) JOIN new_run n USING (id) JOIN repaired_run r USING (id)
-ORDER BY p.id
-"""
+_ANSWER = """
+cut({run}.answer, {size}), CASE WHEN {run}.output <> {run}.answer THEN cut({run}.output, {size}) END,
+{run}.correct, {run}.score, gold_margin({run}.options, {run}.target, {run}.option_logprobs), {run}.option_logprobs"""

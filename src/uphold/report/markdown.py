@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from uphold.measure.rates import Rate, format_value
-from uphold.report.data import ReportData, Version
+from uphold.report.data import ReportData, Version, place
 from uphold.report.glossary import KINDS
 from uphold.report.instances import Instance
 from uphold.report.text import clip, p_value, signed_percent, visible
@@ -36,9 +36,11 @@ def render_markdown(data: ReportData) -> str:
         f"# {escape(data.task)}: {names}",
         f"**{escape(verdict(data))}**",
         "\n".join(f"- {escape(line)}" for line in remarks(data)),
+        _gate(data),
         "## Versions\n\n" + _arms(data),
         "## All rates\n\n" + _rates(data),
         _matrices(data),
+        _rules(data),
         _slices(data),
         _flips(data),
         _how(data),
@@ -58,6 +60,16 @@ def _cell(rate: Rate | None) -> str:
     if rate.low is None or rate.high is None:
         return text
     return f"{text} [{format_value(rate.low, rate.unit)}, {format_value(rate.high, rate.unit)}]"
+
+
+def _gate(data: ReportData) -> str:
+    if data.gate is None:
+        return ""
+    rows = [
+        [check.verdict, escape(check.rule), escape(place(check.task, check.slice)), escape(check.reason)]
+        for check in data.gate.checks
+    ]
+    return f"## Gate: {data.gate.verdict}\n\n" + _table(["verdict", "rule", "where", "why"], rows, 4)
 
 
 def _arms(data: ReportData) -> str:
@@ -87,16 +99,30 @@ def _rates(data: ReportData) -> str:
 def _matrices(data: ReportData) -> str:
     rows = []
     for version in data.versions[1:]:
-        matrix = version.comparison.matrix if version.comparison else None
-        if matrix is None:
+        if version.comparison is None or version.comparison.matrix is None:
             continue
+        matrix = version.comparison.matrix
         counts = (matrix.both_right, matrix.negative_flips, matrix.positive_flips, matrix.both_wrong)
-        p = escape(p_value(matrix.mcnemar_p))
+        test = version.comparison.test
+        p = escape(f"{test.name} {p_value(test.p)}")
         rows.append([escape(version.label), *(f"{count:,} ({count / matrix.total:.1%})" for count in counts), p])
     if not rows:
         return ""
-    header = ["version", "both right", "negative flips", "positive flips", "both wrong", "exact McNemar"]
+    header = ["version", "both right", "negative flips", "positive flips", "both wrong", "paired test"]
     return "## Flip matrix\n\n" + _table(header, rows)
+
+
+def _rules(data: ReportData) -> str:
+    if not data.before.discovered:
+        return ""
+    rows = []
+    for rule in data.before.discovered:
+        flips = f"{rule.negative_flips:,} / {rule.count:,}"
+        sample = "" if rule.sample is None else f" (estimated from {rule.sample:,} instances)"
+        conditions = escape(" and ".join(rule.conditions)) + sample
+        rows.append([conditions, flips, f"{rule.nfr:.2%}", f"{rule.nfr_rest:.2%}", escape(p_value(rule.p))])
+    header = ["where negative flips pile up", "flips / n", "NFR", "NFR elsewhere", "corrected p"]
+    return "## Where it hurts\n\n" + _table(header, rows)
 
 
 def _slices(data: ReportData) -> str:
@@ -111,15 +137,16 @@ def _slices(data: ReportData) -> str:
                 continue
             low, high = part.nfr_interval
             row += [f"{part.nfr:.2%} [{low:.2%}, {high:.2%}]", f"{part.negative_flips:,} / {part.positive_flips:,}"]
-        rows.append(row)
+        rows.append([*row, f"{pair.before.q:.3f}"])
     header = ["slice", "n", "NFR", "negative / positive flips"]
     if data.repair:
         header += ["NFR after repair", "negative / positive after"]
+    header.append("q")
     more = len(data.slices) - len(rows)
     tail = f" {more:,} more are in report.json." if more else ""
     return (
-        "## Worst slices\n\n" + _table(header, rows) + "\n\nBy the lower end of the exact 95% interval, which is not "
-        "corrected for the number of slices looked at." + tail
+        "## Worst slices\n\n" + _table(header, rows) + "\n\nThe strongest evidence first: q is the one-sided Fisher "
+        "test against all other instances, corrected for the number of slices (Benjamini–Hochberg)." + tail
     )
 
 

@@ -10,11 +10,12 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from uphold.report.instances import CODES, DISC, Points
+from uphold.report.instances import CODES
+from uphold.report.points import DISC, Points
 
 _FLIPS = (CODES.index("negative"), CODES.index("positive"))
-FLIP_LIMIT = 10_000
-"""Flips that one scatter draws at most; up to here none is left out."""
+FLIP_LIMIT = 5000
+"""Flips that one still scatter draws at most; up to here none is left out. The page's script draws them all."""
 _DRAWING_ORDER = ("both_wrong", "both_right", "tie", "positive", "negative")
 
 
@@ -88,15 +89,33 @@ def _ticks(scale: Scale) -> list[float]:
     return [tick for tick in ticks if tick >= scale.low + edge or tick == 0]
 
 
-def slice_bars(scale: Scale, bars: Sequence[tuple[str, float, float, float]]) -> str:
-    """Bars with exact intervals, one per entry (CSS class, value, low, high), stacked. Any width."""
-    height = 13 * len(bars) + 3
-    parts = []
-    for index, (name, value, low, high) in enumerate(bars):
-        top, middle = 13 * index + 2, 13 * index + 7.5
-        parts.append(f'<rect class="bar {escape(name)}" x="0" y="{top}" width="{scale.at(value)}" height="11"/>')
-        parts.append(f'<line class="whisker" x1="{scale.at(low)}" x2="{scale.at(high)}" y1="{middle}" y2="{middle}"/>')
-    return f'<svg class="bars" style="height:{height}px" aria-hidden="true">{"".join(parts)}</svg>'
+def forest_row(
+    scale: Scale, marks: Sequence[tuple[str, float, float, float]], overall: float | None, floor: float | None
+) -> str:
+    """One row of a forest plot: a square with its interval per entry (CSS class, value, low, high), stacked.
+
+    Args:
+        scale: the plot's common scale.
+        marks: what was measured in the slice.
+        overall: the rate over all instances, a solid line through every row.
+        floor: the noise floor, a dashed line.
+    """
+    height = 14 * len(marks) + 14
+    parts = [f'<line class="grid" x1="{scale.at(t)}" x2="{scale.at(t)}" y1="0" y2="100%"/>' for t in _ticks(scale)]
+    for name, value in (("floor", floor), ("overall", overall)):
+        if value is not None:
+            parts.append(f'<line class="{name}" x1="{scale.at(value)}" x2="{scale.at(value)}" y1="0" y2="100%"/>')
+    for index, (name, value, low, high) in enumerate(marks):
+        middle = 14 * index + 14
+        parts.append(
+            f'<g class="{escape(name)}"><line class="whisker" x1="{scale.at(low)}" x2="{scale.at(high)}" '
+            f'y1="{middle}" y2="{middle}"/><svg x="{scale.at(value)}" y="{middle}" class="point">'
+            '<rect class="square" x="-4.5" y="-4.5" width="9" height="9"/></svg>'
+        )
+        if high > scale.high:
+            parts.append(f'<svg x="100%" y="{middle}" class="point"><path class="cut" d="M-7-4.5L0 0L-7 4.5"/></svg>')
+        parts.append("</g>")
+    return f'<svg class="forest" style="height:{height}px" aria-hidden="true">{"".join(parts)}</svg>'
 
 
 def thin(points: Points, limit: int = 2000, flip_limit: int = FLIP_LIMIT) -> NDArray[np.int64]:

@@ -16,13 +16,16 @@ def verdict(data: ReportData) -> str:
 
 
 def remarks(data: ReportData) -> tuple[str, ...]:
-    """Sentences on chance: paired tests, and whether the NFR stands out from the noise floor."""
+    """Sentences on chance: paired tests, whether the NFR stands out from the noise floor, and what could be seen."""
     lines = []
-    matrix = data.before.matrix
-    if matrix is not None:
-        word = "beyond chance" if matrix.mcnemar_p < _ALPHA else "within chance"
-        lines.append(f"The change of accuracy is {word} (exact McNemar {p_value(matrix.mcnemar_p)}).")
+    test = data.before.test
+    word = "beyond chance" if test.p < _ALPHA else "within chance"
+    unit = "the mean score" if data.continuous else "accuracy"
+    lines.append(f"The change of {unit} is {word} ({test.name} {p_value(test.p)}).")
     lines.append(_floor_remark(data))
+    smallest = data.before.smallest_visible_nfr
+    if smallest is not None:
+        lines.append(f"With {data.before.count:,} instances an NFR of {short(smallest)} would be seen with 80% power.")
     if data.repaired is not None:
         lines.extend(_cost(data, data.repaired))
     if data.repair_p is not None:
