@@ -122,3 +122,52 @@ def test_until_decided(model_v1: Path, model_v2: Path, tmp_path: Path) -> None:
     assert "<= 90.00%  pass" in run.stdout
     assert run.stdout.count("note: stopped after ") == 1
     assert run.stderr == ""
+
+
+def test_until_decided_takes_no_second_measurement() -> None:
+    more = ["--task", "demo", "--max-nfr", "0.1", "--again", "c"]
+    assert_refused(uphold("compare", "a", "b", "--until-decided", *more), "--again goes with two stored runs")
+
+
+def test_a_dry_run_knows_what_is_stored(model_v1: Path, tmp_path: Path) -> None:
+    runs(tmp_path, "first-letter", 1)
+    task, old = write_task(tmp_path), tmp_path / "old" / "first-letter"
+
+    one = uphold("compare", old, model_v1, "--task", task, "--dry-run")
+    none = uphold("compare", old, tmp_path / "new", "--dry-run", "--out", tmp_path / "out")
+
+    assert one.stdout.startswith(f"{model_v1} on first-letter: 30 instances, 0 of them stored; 120 requests"), (
+        one.stderr
+    )
+    assert len(one.stdout.splitlines()) == 1
+    assert none.stdout == "nothing to evaluate\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_shares_are_typed_as_in_a_policy(tmp_path: Path) -> None:
+    runs(tmp_path, "art", 1)
+    pair = tmp_path / "old", tmp_path / "new"
+
+    assert "<= 10.00%  pass" in uphold("compare", *pair, "--max-nfr", "10%").stdout
+    wrong = uphold("compare", *pair, "--max-nfr", "10")
+    assert wrong.returncode == 2
+    assert "10 is not in [0, 1]" in wrong.stderr
+
+
+def test_a_tag_of_several_lines_stays_on_one(tmp_path: Path) -> None:
+    for version, right in (("old", 60), ("new", 30)):
+        tags = [{"system\nprompt": "Be kind.\n::error::no\x1b[2J" if n < 60 else "Be brief."} for n in range(100)]
+        make_run(
+            tmp_path / version, [make_record(n, n < right, str(n < right), tags=tags[n]) for n in range(100)], version
+        )
+    policy = tmp_path / "policy.yml"
+    policy.write_text("limits: [{max_nfr: 10%, slice: 'system*'}]")
+
+    run = uphold("compare", tmp_path / "old", tmp_path / "new", "--policy", policy)
+
+    assert run.returncode == 1, run.stderr
+    assert "\x1b" not in run.stdout
+    assert not [line for line in run.stdout.splitlines() if line.startswith("::")]
+    name = "system prompt=Be kind. ::error::no⟨U+001B⟩[2J"
+    assert f"slice with a high NFR: {name}: NFR 50.00%" in run.stdout
+    assert f"FAIL task, {name}, NFR: 30 negative flips in 60" in run.stdout

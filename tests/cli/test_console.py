@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from uphold.cli import console
-from uphold.cli.console import print_result, progress_to_stderr
+from uphold.cli.console import print_result, progress_to_stderr, say
 
 
 def test_progress_goes_to_stderr_in_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,3 +37,17 @@ def test_json_refuses_what_json_has_not(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == '{\n  "a": 1\n}\ntext\n'
     with pytest.raises(ValueError, match="Out of range"):
         print_result("", {"a": float("nan")}, as_json=True)
+
+
+def test_names_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "\x1b[31mred\u202e\x9b\ud800"
+    print_result(hostile, {}, as_json=False)
+    print_result("", {"name": hostile}, as_json=True)
+    say(hostile)
+    captured = capsys.readouterr()
+    shown = "⟨U+001B⟩[31mred⟨U+202E⟩⟨U+009B⟩⟨U+D800⟩"
+    assert captured.err == f"{shown}\n"
+    text, values = captured.out.split("\n", 1)
+    assert text == shown
+    assert values.isascii()
+    assert json.loads(values) == {"name": hostile}

@@ -159,7 +159,7 @@ def test_bad_input_is_one_line_and_exit_code_2(project: Path, tmp_path: Path) ->
     write_policy(project, "max_nfr: 2%", "old: runs/old\nnew: runs/old\n")
     assert_refused(uphold("gate", policy), "one and the same run", code=4)
     write_policy(project, "max_nfr: 2%")
-    assert_refused(uphold("gate", policy, "--junit", project / "gate.yml" / "x.xml"), "cannot write")
+    assert_refused(uphold("gate", policy, "--junit", project / "gate.yml" / "x.xml"), "gate.yml is a file")
 
 
 def test_it_starts_without_torch(project: Path) -> None:
@@ -175,3 +175,9 @@ def test_it_starts_without_torch(project: Path) -> None:
         capture_output=True, text=True, check=True, env={**os.environ},
     )  # fmt: skip
     assert run.stderr.splitlines()[-1] == "[] 0"
+
+
+def test_files_that_cannot_be_written_are_refused_before_anything_is_evaluated(tmp_path: Path) -> None:
+    policy = write_policy(tmp_path, "max_nfr: 2%", "old: embedded:v1\nnew: embedded:v2\ntasks: [demo]\n")
+    for option in ("--junit", "--comment"):
+        assert_refused(uphold("gate", policy, option, tmp_path), "is a folder, but a file is needed")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_record, make_run, write_task
+from uphold.cli import main
 
 
 def uphold(*arguments: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -145,3 +146,53 @@ def test_an_interrupt_is_one_line_and_loses_nothing(model_v1: Path, tmp_path: Pa
     recipe.write_text(recipe.read_text().replace("epochs: 400", "epochs: 400, select: last"))
     assert_refused(uphold(*command), "holds another training")
     assert saved.is_dir()
+
+
+def test_a_crash_is_not_a_failed_gate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def crash() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(main, "app", crash)
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2:] == ["ZeroDivisionError", "uphold: this is a bug in Uphold: please report it with the lines above"]
+
+
+def test_a_reader_that_goes_away_does_not_let_an_update_pass(two_runs: tuple[Path, Path]) -> None:
+    command = [sys.executable, "-m", "uphold", "compare", *map(str, two_runs), "--max-nfr", "0.01"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        run = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, check=False)
+    assert (run.returncode, run.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line(two_runs: tuple[Path, Path]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "uphold", "compare", *map(str, two_runs)],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr.splitlines() == [f"uphold: the operating system refused: [Errno 28] {os.strerror(28)}"]
+
+
+def test_names_are_spelt_out_where_the_output_is_not_unicode(tmp_path: Path) -> None:
+    for name in ("älter", "neuer"):
+        make_run(tmp_path / name, [make_record(i, i > 3, name) for i in range(20)], name)
+    run = uphold("history", tmp_path / "älter", tmp_path / "neuer", PYTHONIOENCODING="ascii")
+    assert run.returncode == 0, run.stderr
+    assert "\\xe4lter" in run.stdout
+
+
+def test_a_closed_stderr_leaves_stdout_to_the_result(two_runs: tuple[Path, Path]) -> None:
+    command = f'exec "{sys.executable}" -m uphold "$@" 2>&-'
+    ran, refused = (
+        subprocess.run(["sh", "-c", command, "sh", *map(str, arguments)], stdout=subprocess.PIPE, check=False)
+        for arguments in (("compare", *two_runs, "--json"), ("compare", two_runs[0], two_runs[0]))
+    )
+    assert json.loads(ran.stdout)["count"] == 100
+    assert (refused.returncode, refused.stdout) == (4, b"")

@@ -37,3 +37,14 @@ def test_what_makes_no_sense_is_refused() -> None:
     assert_refused(uphold("power"), "give --nfr")
     assert_refused(uphold("power", "--limit", "0.02"), "--limit needs --nfr")
     assert_refused(uphold("power", "--nfr", "0.03", "--limit", "0.02"), "rate 0.03 and limit 0.02")
+
+
+def test_shares_and_limits_of_what_is_typed() -> None:
+    percent, plain = (uphold("power", "--nfr", a, "--limit", b) for a, b in (("0.5%", "2%"), ("0.005", "0.02")))
+    assert percent.stdout == plain.stdout != ""
+    assert_refused(
+        uphold("power", "--nfr", "1%", "--limit", "2%", "--floor", "1%"), "leave out one of --floor and --li"
+    )
+    huge = uphold("power", "--instances", "9" * 20)
+    assert huge.returncode == 2
+    assert "1000000000" in huge.stderr

@@ -49,3 +49,5 @@ def test_a_name_like_no_other_gets_the_list() -> None:
 
     assert str(error) == "unknown split 'zzz': known: test, train. See the manual."
     assert str(errors.unknown_name("split", "zzz", [])) == "unknown split 'zzz': known: none."
+    many = str(errors.unknown_name("tag", "zzz", [f"{n:04}" for n in range(1021)]))
+    assert many.endswith(", 0018, 0019 and 1,001 more.")

@@ -78,7 +78,10 @@ def test_a_score_outside_its_range_is_an_error(score: float) -> None:
         to_table([make_record(1, None, "a", score)])
 
 
-@pytest.mark.parametrize("changes", [{"tags": {"length": 3}}, {"output": 5}, {"tokens": "many"}, {"options": (1, 2)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"tags": {"length": 3}}, {"output": 5}, {"tokens": "many"}, {"options": (1, 2)}, {"score": "1"}, {"tags": None}],
+)
 def test_a_value_of_another_type_is_an_error(changes: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="wrong type") as caught:
         to_table([make_record(1, True, "a", **changes)])

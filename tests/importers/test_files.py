@@ -85,6 +85,18 @@ def test_half_surrogates_become_the_replacement_sign() -> None:
     assert parse_json(r'{"\ud83da": ["\ud83d", "\uD83D\uDE00", "\\ud83d"]}', "here") == {"�a": ["�", "😀", r"\ud83d"]}
 
 
+@given(st.recursive(JSON | st.integers() | st.floats(), lambda inner: st.lists(inner, max_size=3)), st.booleans())
+def test_json_is_read_as_the_standard_library_reads_it(value: Any, ascii_only: bool) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    for written in (text, text.encode()):
+        read, wanted = parse_json(written, "here"), json.loads(written)
+        assert repr(read) == repr(wanted)  # tells 1 from 1.0, and NaN is NaN
+
+
+def test_json_that_is_nested_deeply_is_read() -> None:
+    assert json.dumps(parse_json("[" * 300 + "]" * 300, "here")) == "[" * 300 + "]" * 300
+
+
 @given(JSON, st.booleans())
 def test_keys_of_a_whole_head_are_those_of_the_object(tmp_path_factory: Any, value: Any, indented: bool) -> None:
     path = tmp_path_factory.mktemp("head") / "a.json"

@@ -49,7 +49,8 @@ def test_a_third_party_adds_a_format_by_an_entry_point(tmp_path: Path, monkeypat
     path.write_text("MINE right wrong")
     assert not is_log(path)
     point = EntryPoint("mine", "tests.importers.test_formats:plugin", formats.ENTRY_POINTS)
-    monkeypatch.setattr(formats, "entry_points", lambda group: [point] if group == "uphold.importers" else [])
+    points = {"uphold.importers": [point]}
+    monkeypatch.setattr("uphold.core.registry.entry_points", lambda group: points.get(group, []))
     plugin()
     assert is_log(path)
     [run] = import_log(path)
@@ -73,7 +74,7 @@ def test_the_format_in_the_documentation(tmp_path: Path) -> None:
 
 def test_a_broken_plug_in_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("bad", "no_such_module_anywhere", formats.ENTRY_POINTS)
-    monkeypatch.setattr(formats, "entry_points", lambda group: [point])
+    monkeypatch.setattr("uphold.core.registry.entry_points", lambda group: [point])
     with pytest.raises(UsageError, match=r"plug-in 'bad' .* cannot be imported"):
         log_formats()
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from tests.importers.lm_eval_logs import sample
 from uphold.core.errors import DataError
-from uphold.importers.lm_eval_samples import Sample, answer_of, is_by_number, is_judged, record_of, score_of
+from uphold.importers.lm_eval_samples import Sample, answer_of, is_by_number, is_judged, record_of, sample_of, score_of
 
 
 def made(**changes: Any) -> Sample:
-    return Sample.model_validate(sample(0, **changes))
+    return sample_of(sample(0, **changes), "here")
 
 
 def asked(*pairs: tuple[str, str]) -> dict[str, Any]:
@@ -140,6 +140,33 @@ def test_scores(value: float) -> None:
 def test_values_that_are_no_score(value: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         score_of(made(f1=value), "f1", "here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"doc_id": 1.5}, "here: doc_id: expected a number or text, found float"),
+        ({"arguments": "x"}, "here: arguments: expected an object or a list, found str"),
+        ({"resps": {}}, "here: resps: expected a list, found dict"),
+        ({"filter": 3}, "here: filter: expected text, found int"),
+        ({"metrics": "acc"}, "here: metrics: expected a list of names, found str"),
+        ({"metrics": [["acc"]]}, "here: metrics: expected a list of names"),
+        ({"doc_hash": 5}, "here: doc_hash: expected text, found int"),
+        ({"target": None, "doc_id": None}, "here: doc_id, target: field required"),
+    ],
+)
+def test_lines_of_another_shape(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"^{message}"):
+        made(**changes)
+
+
+def test_numbers_beyond_every_range() -> None:
+    huge = int("9" * 400)
+    with pytest.raises(DataError, match="scores lie in"):
+        score_of(made(acc=huge), "acc", "here")
+    assert answer_of(made(resps=[[[huge, "False"]]] * 3), "acc", " ", "here").options == ()
+    digits = "9" * 5000
+    assert answer_of(made(target=digits), "acc", " ", "here").target == digits
 
 
 @pytest.mark.parametrize("arguments", [{}, [], {"gen_args_0": {}}])

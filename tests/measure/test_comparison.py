@@ -13,7 +13,7 @@ from uphold.core.errors import CorruptError, DataError, EmptyError, NotComparabl
 from uphold.core.runs import Run, write_run
 from uphold.measure import comparison as comparison_module
 from uphold.measure.comparison import compare_runs, load_comparison
-from uphold.measure.discover import Rule
+from uphold.measure.discover import Discovery, Rule
 from uphold.measure.pairs import Pairs
 from uphold.measure.rates import Rate
 
@@ -270,7 +270,7 @@ def test_an_unknown_cluster_is_refused(old: Run, new: Run) -> None:
 
 def test_rules_are_looked_for_unless_told_not_to(old: Run, new: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     rule = Rule(("level is hard",), 10, 1, 0.1, 0.0, 0.01)
-    monkeypatch.setattr(comparison_module, "find_rules", lambda old, new: [rule])
+    monkeypatch.setattr(comparison_module, "look_for_rules", lambda old, new: Discovery((rule,), 10, 1, 2, ()))
 
     assert compare_runs(old, new).discovered == (rule,)
     assert compare_runs(old, new, discover=False).discovered == ()
@@ -301,7 +301,7 @@ def test_a_saved_comparison_is_read_back_equal(tmp_path: Path, old: Run, new: Ru
 
 def test_everything_that_was_found_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rule = Rule(("level is hard", "has digits"), 10, 1, 0.1, 0.0, 0.01)
-    monkeypatch.setattr(comparison_module, "find_rules", lambda old, new: [rule])
+    monkeypatch.setattr(comparison_module, "look_for_rules", lambda old, new: Discovery((rule,), 10, 1, 2, ()))
     runs = by_passage(tmp_path, "old", "1110", 2), by_passage(tmp_path, "new", "1101", 2)
     comparison = compare_runs(*runs, cluster="passage")
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import make_record, make_run
 from uphold.core.runs import Run
 from uphold.measure import discover as module
-from uphold.measure.discover import discover, look_for_rules
+from uphold.measure.discover import Rule, look_for_rules
 
 WORDS = [f"w{number}" for number in range(300)]
 
@@ -26,13 +26,17 @@ def two_runs(folder: Path, flips: Sequence[bool], fields: Callable[[int], dict[s
     return make_run(folder / "old", old, "old"), make_run(folder / "new", new, "new")
 
 
+def rules(old: Run, new: Run, **options: Any) -> tuple[Rule, ...]:
+    return look_for_rules(old, new, **options).rules
+
+
 def test_two_per_cent_of_the_prompts_of_one_customer_are_found(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     texts = prompts(generator, 1500)
     customers = generator.integers(0, 50, 1500)
     flips = generator.random(1500) < np.where(customers == 7, 0.5, 0.02)
 
-    found = discover(
+    found = rules(
         *two_runs(tmp_path, flips, lambda n: {"input": texts[n], "tags": {"customer": f"c{customers[n]}"}}), draws=199
     )
 
@@ -54,7 +58,7 @@ def test_a_word_is_found_without_any_tag(tmp_path: Path) -> None:
     ]
     flips = [bool(generator.random() < (0.4 if "NOT" in text else 0.02)) for text in texts]
 
-    found = discover(*two_runs(tmp_path, flips, lambda n: {"input": texts[n]}), draws=199)
+    found = rules(*two_runs(tmp_path, flips, lambda n: {"input": texts[n]}), draws=199)
 
     assert found[0].conditions in {("input has a word in capitals",), ("input has the word 'not'",)}
     assert len(found) == 1
@@ -67,7 +71,7 @@ def test_the_next_rule_says_something_new(tmp_path: Path) -> None:
     # A second name for nearly the same instances as group 3
     twin = np.where(generator.random(1500) < 0.95, group, 0)
 
-    found = discover(
+    found = rules(
         *two_runs(
             tmp_path,
             flips,
@@ -88,7 +92,7 @@ def test_random_flips_make_no_rule(tmp_path: Path) -> None:
         folder = tmp_path / str(seed)
         folder.mkdir()
         runs = two_runs(folder, flips, lambda n: {"input": texts[n], "tags": {"k": str(n % 7)}})  # noqa: B023
-        false += bool(discover(*runs, draws=39))
+        false += bool(rules(*runs, draws=39))
     # P(more than 4 of 20 at a true rate of 0.05) is 0.3%
     assert false <= 4
 
@@ -98,7 +102,7 @@ def test_the_same_seed_finds_the_same(tmp_path: Path) -> None:
     flips = generator.random(400) < np.where(np.arange(400) % 8 == 0, 0.3, 0.05)
     runs = two_runs(tmp_path, flips, lambda n: {"input": "q", "tags": {"k": str(n % 8)}})
 
-    assert discover(*runs, draws=99, seed=5) == discover(*runs, draws=99, seed=5) != []
+    assert rules(*runs, draws=99, seed=5) == rules(*runs, draws=99, seed=5) != ()
 
 
 @pytest.mark.parametrize("flips", [0, 4, 60])
@@ -118,7 +122,7 @@ def test_falls_of_a_continuous_score_are_flips(tmp_path: Path) -> None:
         ]
         return make_run(tmp_path / name, records, name)
 
-    (rule,) = discover(run("old", 0.0), run("new", 0.3), draws=99)
+    (rule,) = rules(run("old", 0.0), run("new", 0.3), draws=99)
 
     assert (rule.conditions, rule.count, rule.negative_flips) == (("k is 0",), 30, 30)
     assert (rule.nfr, rule.nfr_rest) == (1.0, 0.0)
@@ -150,7 +154,7 @@ def test_the_beginning_that_all_prompts_share_is_no_condition(tmp_path: Path) ->
         lambda n: {"input": f"Is it red or tan? Here {'red' if n % 4 == 0 else 'tan'} wins"},
     )
 
-    (rule,) = discover(*runs, draws=99)
+    (rule,) = rules(*runs, draws=99)
 
     assert rule.conditions == ("input starts with 'red'",)
 
@@ -177,7 +181,7 @@ def test_the_marks_of_a_language_model_do_no_harm(tmp_path: Path) -> None:
         lambda n: {"input": texts[n % 5] + f" {n % 3}", "tags": {"{x}\n": texts[n % 5]}},
     )
 
-    for rule in discover(*runs, draws=99):
+    for rule in rules(*runs, draws=99):
         assert all("\n" not in condition for condition in rule.conditions)
 
 
@@ -186,4 +190,4 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, Any
     runs = two_runs(tmp_path, [True, False], lambda n: {})
 
     with pytest.raises(ValueError, match="need depth"):
-        discover(*runs, **wrong)
+        rules(*runs, **wrong)

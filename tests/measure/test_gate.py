@@ -71,6 +71,36 @@ def test_a_broken_limit_fails_and_names_its_flips(tmp_path: Path) -> None:
     assert "above 2.00% (p < 0.0001, corrected for 2 limits)" in nfr.reason
 
 
+def test_equivalence_is_two_one_sided_tests(tmp_path: Path) -> None:
+    like = decide(compared(update(tmp_path / "1", 2000, 1000, 20, 20)), limits=[{"equivalence": "2%"}])
+    better = decide(compared(update(tmp_path / "2", 2000, 1000, 20, 200)), limits=[{"equivalence": "2%"}])
+    unclear = decide(compared(update(tmp_path / "3", 200, 100, 5, 8)), limits=[{"equivalence": "3%", "margin": "1%"}])
+
+    assert verdicts(like) == [(None, "margin", "pass"), (None, "max_gain", "pass")]
+    assert verdicts(better) == [(None, "margin", "pass"), (None, "max_gain", "fail")]
+    assert "accuracy +9.00 points" in better.checks[1].reason
+    assert "higher at 95% confidence, beyond the margin of 2.00 points" in better.checks[1].reason
+    assert (better.checks[1].limit, better.checks[1].flips) == (0.02, ())
+    assert "<= +2.00%" in str(better)
+    assert verdicts(unclear) == [(None, "margin", "inconclusive"), (None, "max_gain", "inconclusive")]
+    assert [check.limit for check in unclear.checks] == [-0.01, 0.03]
+
+
+@pytest.mark.parametrize("cluster", [None, "passage"])
+@pytest.mark.parametrize("continuous", [True, False])
+def test_the_way_back_turns_a_gain_into_a_loss(tmp_path: Path, cluster: str | None, continuous: bool) -> None:
+    old, new = scores(tmp_path, [0.1] * 60 + [-0.2] * 40) if continuous else update(tmp_path, negative=10, positive=30)
+    there, back = (
+        decide(compared(pair, cluster=cluster), limits=[{"equivalence": "4%"}], cluster=cluster)
+        for pair in ((old, new), (new, old))
+    )
+
+    for one, other in zip(there.checks, reversed(back.checks), strict=True):
+        assert one.verdict == other.verdict
+        assert one.p == pytest.approx(other.p)
+        assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))  # type: ignore[operator]
+
+
 def test_too_little_data_is_neither_pass_nor_fail(tmp_path: Path) -> None:
     found = compared(update(tmp_path, count=40, right=30))
     result = decide(found, limits=[{"max_nfr": "2%", "margin": "2%"}])

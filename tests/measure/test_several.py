@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,20 @@ def test_the_overview_corrects_for_the_number_of_tasks(tmp_path: Path) -> None:
     assert lines[1].split()[-2:] == [f"{2 / 2**10:.3g}", f"{3 * 2 / 2**10:.3g}"]
     assert lines[2].split()[-2:] == ["1", "1"]
     assert lines[3].split()[2:4] == ["0.750", "0.745"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_comparisons({"a": comparison(tmp_path / "runs", "a", 90)}, tmp_path / "out" / "a")
+    locked = tmp_path / "out" / "locked"
+    locked.mkdir()
+    # The tests may run as root, whom no permission stops.
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path) == str(locked):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot read .*locked: Permission denied"):
+        load_comparisons(tmp_path / "out")

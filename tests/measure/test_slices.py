@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from scipy import stats as scipy_stats
 
 from tests.conftest import make_record, make_run
 from uphold.core.runs import Run
-from uphold.measure.slices import Slice, equal_bins, slices
+from uphold.measure.slices import Slice, derived_range, equal_bins, slices
 
 Row = tuple[int, bool, bool, dict[str, str]]
 
@@ -242,3 +243,20 @@ def test_bins_hold_every_value_once_and_ties_together(values: list[int], bins: i
     assert covered == distinct.tolist()
     if len(distinct) > 1 and bins > 1:
         assert len(found) > 1
+
+
+@pytest.mark.parametrize(
+    ("value", "ends"),
+    [
+        ("below -2 nats", (-math.inf, -2)),
+        ("-2 to 0 nats", (-2, 0)),
+        ("2 nats or more", (2, math.inf)),
+        ("120-340 characters", (120, 341)),
+        ("69 characters", (69, 70)),
+        ("4", (4, 5)),
+        ("2-3", (2, 4)),
+        ("some words", None),
+    ],
+)
+def test_the_range_that_a_derived_slice_names(value: str, ends: tuple[float, float] | None) -> None:
+    assert derived_range(value) == ends

@@ -58,6 +58,8 @@ def test_tasks_are_chosen_by_name_or_wild_card(tmp_path: Path) -> None:
 
     assert chosen(runs, [], "here") == runs
     assert list(chosen(runs, ["mmlu_*"], "here")) == ["mmlu_law", "mmlu_art"]
+    brackets = {"task [v2]": next(iter(runs.values()))}
+    assert chosen(brackets, ["task [v2]"], "here") == brackets
     with pytest.raises(UsageError, match=r"unknown task 'piqua': did you mean 'piqa'\? It is looked for in here"):
         chosen(runs, ["piqua"], "here")
 

@@ -70,6 +70,17 @@ def test_the_margin_takes_scores_of_either_kind() -> None:
     assert "-50.00 points" in worse.check("task", 0.05, 1).reason
 
 
+def test_equivalence_is_watched_from_both_sides() -> None:
+    instances = [Instance(prompt="p", target="t")]
+    margin, gain = watches(Policy(limits=(Limit(equivalence=0.1),)), "task", instances)
+    for watch in (margin, gain):
+        watch.see([pair(n, False, n % 2 == 0) for n in range(100)])
+
+    assert (margin.limit, gain.limit) == (-0.1, 0.1)
+    assert (margin.verdict(0.05, 2), gain.verdict(0.05, 2)) == ("pass", "fail")
+    assert gain.check("task", 0.05, 2).flips == ()
+
+
 def test_only_scored_instances_of_the_slice_count() -> None:
     watch = Watch.over("max_inconsistency", 0.5, ("kind", "a"))
 

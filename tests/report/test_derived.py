@@ -1,35 +1,15 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from uphold.measure.slices import DERIVED, LENGTH
 from uphold.report import explorer
 from uphold.report.data import gather
-from uphold.report.derived import bounds, with_derived
+from uphold.report.derived import with_derived
 
 Save = Callable[..., Path]
-
-
-@pytest.mark.parametrize(
-    ("value", "ends"),
-    [
-        ("below -2 nats", (-math.inf, -2)),
-        ("-2 to 0 nats", (-2, 0)),
-        ("2 nats or more", (2, math.inf)),
-        ("120-340 characters", (120, 341)),
-        ("69 characters", (69, 70)),
-        ("4", (4, 5)),
-        ("2-3", (2, 4)),
-        ("some words", None),
-    ],
-)
-def test_bounds(value: str, ends: tuple[float, float] | None) -> None:
-    assert bounds(value) == ends
 
 
 def test_every_derived_slice_holds_as_many_rows_as_it_counts(save_comparison: Save) -> None:

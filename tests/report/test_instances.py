@@ -84,8 +84,9 @@ def test_repair_effect(kind: str, after: str, effect: str) -> None:
     assert repair_effect(kind, after) == effect
 
 
-def test_a_quote_in_the_folder_name_is_only_a_quote(save_comparison: Save) -> None:
-    assert gather(save_comparison("it's here")).instances.total == 40
+def test_quotes_and_wildcards_in_a_folder_name_are_only_characters(save_repair: Save) -> None:
+    save_repair("it's at")
+    assert gather(save_repair("it's [a]*")).instances.total == 40
 
 
 def test_the_others_are_an_even_sample(save_comparison: Save) -> None:

@@ -50,6 +50,18 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 AllowMismatch = Annotated[
     bool, typer.Option("--allow-mismatch", help="Compare runs that were asked differently, and say how.")
 ]
+
+
+def share(text: str) -> float:
+    """A share as a policy writes it, `0.02` or `2%`; for `typer.Option(parser=share)`."""
+    from uphold.core.policy import share as parsed
+
+    try:
+        return parsed(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 _LOGS = "Logs of other tools"
 Columns = Annotated[
     str | None,

@@ -27,6 +27,7 @@ from uphold.cli.arguments import (
     Split,
     Tasks,
     log_options,
+    share,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for the comparison and its report.")] = None,
     max_nfr: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="A gate: the NFR may be at most this share, with 95% confidence."),
+        typer.Option(
+            parser=share, metavar="SHARE", help="A gate: the NFR may be at most this (0.02, 2%), with 95% confidence."
+        ),
     ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="A gate: the limits in this file, see 'uphold gate'.", show_default=False)
@@ -87,20 +90,26 @@ def compare(
     from uphold.measure.evaluate import Tally
     from uphold.measure.executors import executor as executor_called
     from uphold.measure.gate import gate
-    from uphold.measure.jobs import Batching
+    from uphold.measure.jobs import Batching, Job
+    from uphold.measure.stored import stored_runs
 
     rules = _policy(policy, max_nfr, cluster)
     if until_decided and (rules is None or len(task or []) != 1):
         raise UsageError("--until-decided needs one --task and a gate to decide: add --policy FILE or --max-nfr SHARE")
-    if out is not None:
+    if until_decided and again is not None:
+        raise UsageError("--again goes with two stored runs: leave out --until-decided, which evaluates models")
+    if out is not None and not dry_run:
         writable_folder(out)
     tally, work, tasks = Tally(), executor_called(executor, device_map, ray_address), task or []
     how: dict[str, Any] = {"split": split, "batching": Batching(batch_tokens), "seed": seed, "executor": work}
     result: GateResult | None = None
     with progress_to_stderr(quiet) as progress:
-        if dry_run and tasks:
-            jobs = comparison_jobs(old, new, tasks, noise_floor=noise_floor, progress=progress, **how)
-            print_estimates(list(jobs.values()), work, as_json)
+        log = log_options(columns, log_format, log_filter, log_metric)
+        if dry_run:
+            sides = (stored_runs(old, progress=progress, **log), stored_runs(new, progress=progress, **log))
+            how |= {"sides": sides, "noise_floor": noise_floor, "progress": progress}
+            plan = {} if all(sides) else comparison_jobs(old, new, tasks, **how)
+            print_estimates([job for job in plan.values() if isinstance(job, Job)], work, as_json)
             return
         if until_decided:
             from uphold.measure.sequential import compare_until_decided
@@ -118,7 +127,7 @@ def compare(
                 discover=discover,
                 allow_mismatch=allow_mismatch,
                 cluster=rules.cluster if rules else cluster,
-                log=log_options(columns, log_format, log_filter, log_metric),
+                log=log,
                 progress=progress,
                 tally=tally,
                 **how,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,13 +16,34 @@ PLAIN_EVERY_S = 10.0
 
 
 def print_result(text: str, values: dict[str, Any], as_json: bool) -> None:
-    """The result on stdout: `values` as JSON for programs, else `text`."""
-    print(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) if as_json else text)
+    """The result on stdout: `values` as JSON for programs, else `text`.
+
+    A reader that went away does not change how the command ends: a gate that fails must not pass because of `| head`.
+    """
+    shown = json.dumps(values, indent=2, allow_nan=False) if as_json else _safe(text)
+    try:
+        print(shown, flush=True)
+    except BrokenPipeError:
+        discard_stdout()
+
+
+def discard_stdout() -> None:
+    """Send what is still to be printed nowhere; otherwise Python complains once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:
     """A remark on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(_safe(text), file=sys.stderr, flush=True)
+
+
+def _safe(text: str) -> str:
+    """`text` with what would drive the terminal or hide in it written out: names are other people's."""
+    if all(char.isprintable() or char in "\n\t" for char in text):
+        return text
+    from uphold.report.text import visible
+
+    return visible(text)
 
 
 @contextmanager
@@ -72,7 +94,7 @@ def _bars() -> Iterator[Progress]:
 
         def progress(what: str, done: int, total: int, note: str = "") -> None:
             if what not in rows:
-                rows[what] = bars.add_task(what, total=total, note=note)
-            bars.update(rows[what], completed=done, total=total, note=note)
+                rows[what] = bars.add_task(_safe(what), total=total, note="")
+            bars.update(rows[what], completed=done, total=total, note=_safe(note))
 
         yield progress

@@ -70,4 +70,8 @@ def print_estimates(jobs: list[Any], executor: Any, as_json: bool) -> None:
     from uphold.measure.estimate import estimate
 
     estimates = [estimate(job, numerics=executor.numerics()) for job in jobs]
-    print_result("\n".join(map(str, estimates)), {"estimates": [one.to_dict() for one in estimates]}, as_json)
+    print_result(
+        "\n".join(map(str, estimates)) or "nothing to evaluate",
+        {"estimates": [one.to_dict() for one in estimates]},
+        as_json,
+    )

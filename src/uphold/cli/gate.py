@@ -53,12 +53,10 @@ def gate(
     """
     from uphold.cli.console import print_result, say
     from uphold.core.policy import load_policy
-    from uphold.core.storage import writable_folder
     from uphold.measure.gate import gate as decide
 
     rules = load_policy(policy)
-    if out is not None:
-        writable_folder(out)
+    _check_writable(out, junit, comment)
     # Rules that a search finds stand in reports only, and take longer than all the rest.
     how = {"allow_mismatch": allow_mismatch, "discover": out is not None}
     comparisons = _comparisons(rules, old, new, task or [], quiet, how)
@@ -69,6 +67,19 @@ def gate(
     if out is not None and not quiet:
         say(f"gate and report: {out}")
     raise typer.Exit(result.exit_code)
+
+
+def _check_writable(out: Path | None, *files: Path | None) -> None:
+    """Refuse what could not be written before anything is evaluated."""
+    from uphold.core.errors import UsageError
+    from uphold.core.storage import writable_folder
+
+    for file in files:
+        if file is not None and file.is_dir():
+            raise UsageError(f"{file} is a folder, but a file is needed: name one in it")
+    for folder in (out, *(file.parent for file in files if file is not None)):
+        if folder is not None:
+            writable_folder(folder)
 
 
 def _comparisons(

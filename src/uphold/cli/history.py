@@ -47,14 +47,14 @@ def history(
     from uphold.core.storage import writable_folder
     from uphold.measure.history import history as follow
     from uphold.measure.history import stored_versions
-    from uphold.report.text import finite, visible
+    from uphold.report.text import finite
 
     if out is not None:
         writable_folder(out)
     log = log_options(columns, log_format, log_filter, log_metric)
     with progress_to_stderr(quiet) as progress:
         found = follow(stored_versions(runs, task, log=log, progress=progress), allow_mismatch)
-    print_result(visible(found), finite(found.to_dict()), as_json)
+    print_result(str(found), finite(found.to_dict()), as_json)
     if out is not None:
         from uphold.report.history import write_history
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
 from uphold.cli import adapt, compare, demo, evaluate, gate, history, lists, power, repair, report, serve
-from uphold.cli.console import say
+from uphold.cli.console import discard_stdout, say
 from uphold.cli.options import with_config_options
 from uphold.core.errors import UpholdError
 from uphold.repair.adapt import AdaptConfig
@@ -76,6 +78,13 @@ def _interrupt(signal_number: int, frame: object) -> None:
 def main() -> None:
     """Run the command line; deliberate errors become one line on stderr and an exit code."""
     signal.signal(signal.SIGINT, _interrupt)
+    for name in ("stdout", "stderr"):
+        # Closed by whoever started us: printing to nothing would end on the other one.
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.StringIO())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where the output is not Unicode, a name that does not fit in is spelt out.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except UpholdError as error:
@@ -85,9 +94,17 @@ def main() -> None:
         say("uphold: interrupted; what was finished is kept: type the same command again to go on")
         sys.exit(2)
     except BrokenPipeError:
-        # Whoever read our output went away; without this, Python complains once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         sys.exit(0)
+    except OSError as error:
+        discard_stdout()
+        say(f"uphold: the operating system refused: {error}")
+        sys.exit(2)
+    except Exception:  # noqa: BLE001
+        # Python's own exit code would be 1, which says that a gate failed.
+        traceback.print_exc()
+        say("uphold: this is a bug in Uphold: please report it with the lines above")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,22 @@ from typing import Annotated
 
 import typer
 
-from uphold.cli.arguments import JsonOutput
+from uphold.cli.arguments import JsonOutput, share
 
 
 def power(
     nfr: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The NFR that the update is thought to have.", show_default=False)
+        float | None, typer.Option(parser=share, metavar="SHARE", help="The NFR that the update is thought to have.")
     ] = None,
     limit: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The gate's max_nfr, above --nfr.", show_default=False)
+        float | None, typer.Option(parser=share, metavar="SHARE", help="The gate's max_nfr, above --nfr.")
     ] = None,
     instances: Annotated[
-        int | None, typer.Option(min=1, help="How many instances there are.", show_default=False)
+        int | None, typer.Option(min=1, max=10**9, help="How many instances there are.", show_default=False)
     ] = None,
-    floor: Annotated[float, typer.Option(min=0, max=1, help="The noise floor of the NFR.")] = 0.0,
+    floor: Annotated[
+        float | None, typer.Option(parser=share, metavar="SHARE", help="The noise floor of the NFR; 0 by default.")
+    ] = None,
     level: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Confidence, one-sided.")] = 0.95,
     chance: Annotated[float, typer.Option("--power", min=0.01, max=0.9999, help="How surely it is to be seen.")] = 0.8,
     as_json: JsonOutput = False,
@@ -37,6 +39,9 @@ def power(
         raise UsageError("--limit needs --nfr: what the update is thought to have, below the limit")
     if nfr is None and instances is None:
         raise UsageError("give --nfr (with --limit for a gate) to learn how many instances it takes, or --instances")
+    if floor is not None and limit is not None and instances is None:
+        raise UsageError("--floor says nothing about a gate's limit: leave out one of --floor and --limit")
+    floor = floor or 0.0
     lines: list[str] = []
     values: dict[str, float | None] = {}
     try:

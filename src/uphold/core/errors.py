@@ -60,9 +60,14 @@ class NotComparableError(UpholdError):
     exit_code: ClassVar[int] = 4
 
 
+_NAMES = 20
+"""Known names that a message lists."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UsageError:
     """A `UsageError` that names the nearest known spelling of `name`."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    suggestion = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names) or 'none'}."
+    more = f" and {len(names) - _NAMES:,} more" if len(names) > _NAMES else ""
+    suggestion = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names[:_NAMES]) or 'none'}{more}."
     return UsageError(f"unknown {kind} '{name}': {suggestion}" + (f" {hint}" if hint else ""))

@@ -8,6 +8,7 @@
     limits:
       - max_nfr: 2%                    # share of instances that the update may break
         margin: 0.01                   # how much lower the accuracy (or mean score) may be
+        equivalence: 0.05              # how far it may be either way
         max_inconsistency: 5%          # NFR^mc: new wrong with another answer than the old one
       - task: demo*                    # a pattern; every task by default
         slice: difficulty=hard         # TAG=VALUE, or a pattern; the whole task by default
@@ -25,18 +26,25 @@ import datetime
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from uphold.core.errors import DataError, unknown_name
+from uphold.core.text import one_line
 
-LimitRule = Literal["max_nfr", "margin", "max_inconsistency"]
+LimitRule = Literal["max_nfr", "margin", "max_gain", "max_inconsistency"]
+_SMALLEST_ALPHA = 1e-12
+"""Below, 1 - alpha is too coarse a number to compute bounds with."""
 
 
-def _share(value: Any) -> float:
-    """A number in [0, 1], also written as `2%`."""
+def share(value: Any) -> float:
+    """A number in [0, 1], also written as `2%`.
+
+    Raises:
+        ValueError: `value` is none.
+    """
     number, percent = value, False
     if isinstance(value, str):
         text = value.strip()
@@ -47,35 +55,35 @@ def _share(value: Any) -> float:
             number = None
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise ValueError(f"{value!r} is not a share: write 0.02 or 2%")
-    share = number / 100 if percent else float(number)
-    if not 0 <= share <= 1:
-        hint = f"; {number:g}% is written {number:g}% or {number / 100:g}" if 1 < share <= 100 and not percent else ""
-        raise ValueError(f"{value} is not in [0, 1]{hint}")
-    return share
+    # Compared before it is divided: an integer may be too large for a float.
+    if not 0 <= number <= (100 if percent else 1):
+        hint = f"; {number:g}% is written {number:g}% or {number / 100:g}" if 1 < number <= 100 and not percent else ""
+        raise ValueError(f"{one_line(str(value), 40)} is not in [0, 1]{hint}")
+    return number / 100 if percent else float(number)
 
 
 def _positive_share(value: Any) -> float:
-    share = _share(value)
-    if share == 0:
+    number = share(value)
+    if number == 0:
         raise ValueError(
             "no number of instances can show that a share is 0: write a small one, such as 0.1%, "
             "or name instances in must_keep"
         )
-    return share
+    return number
 
 
 def _margin(value: Any) -> float:
-    share = _share(value)
-    if share == 1:
+    number = share(value)
+    if number == 1:
         raise ValueError("a margin of 1 allows anything: write a share such as 0.01")
-    return share
+    return number
 
 
 def _alpha(value: Any) -> float:
-    share = _share(value)
-    if not 0 < share < 0.5:
-        raise ValueError(f"{value} is not between 0 and 0.5: 0.05 is usual")
-    return share
+    number = share(value)
+    if not _SMALLEST_ALPHA <= number < 0.5:
+        raise ValueError(f"{value} is not between {_SMALLEST_ALPHA:g} and 0.5: 0.05 is usual")
+    return number
 
 
 Text = Annotated[str, Field(min_length=1)]
@@ -98,20 +106,31 @@ class Limit(_Strict):
     """Highest share of instances, in (0, 1], that the update may break (score falls where scores are continuous)."""
     margin: Margin | None = None
     """How much lower, in [0, 1), the new model's accuracy (mean score) may be than the old one's."""
+    equivalence: PositiveShare | None = None
+    """How far, in (0, 1), the new accuracy (mean score) may be from the old one's either way: two one-sided tests
+    (Schuirmann 1987), the rules `margin` and `max_gain`."""
     max_inconsistency: PositiveShare | None = None
     """Highest NFR^mc, in (0, 1]: new wrong, with another answer than the old model's."""
 
     @model_validator(mode="after")
     def _limits_something(self) -> Limit:
         if not self.rules:
-            raise ValueError(f"a limit needs one of {', '.join(get_args(LimitRule))}")
+            raise ValueError("a limit needs one of max_nfr, margin, equivalence, max_inconsistency")
+        if self.equivalence == 1:
+            raise ValueError("an equivalence of 1 allows anything: write a share such as 0.01")
         return self
 
     @property
     def rules(self) -> dict[LimitRule, float]:
         """The limits that are given, by rule."""
-        names: tuple[LimitRule, ...] = get_args(LimitRule)
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        margins = [value for value in (self.margin, self.equivalence) if value is not None]
+        found: dict[LimitRule, float | None] = {
+            "max_nfr": self.max_nfr,
+            "margin": min(margins, default=None),
+            "max_gain": self.equivalence,
+            "max_inconsistency": self.max_inconsistency,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class AllowedFlip(_Strict):
@@ -267,7 +286,9 @@ def _problem(model: type[BaseModel], first: Mapping[str, Any], shown: str) -> st
         owner = parts.get(str(first["loc"][0]), model) if len(first["loc"]) > 1 else model
         return str(unknown_name("key", str(first["loc"][-1]), owner.model_fields))
     message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] != "value_error":
+    if first["type"] == "model_type":
+        message = "expected keys with their values"
+    elif first["type"] != "value_error":
         message = message[:1].lower() + message[1:].replace("valid tuple", "list")
     return f"{shown}: {message}" if shown else message
 

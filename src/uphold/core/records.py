@@ -80,8 +80,9 @@ def to_table(records: Iterable[Record]) -> pa.Table:
     """
     import pyarrow as pa
 
+    given = list(records)
     try:
-        ordered = sorted(records, key=lambda record: record.id)
+        ordered = sorted(given, key=attrgetter("id"))
         _check(ordered)
         columns = [list(map(attrgetter(name), ordered)) for name in FIELDS]
         columns[FIELDS.index("tags")] = [sorted(record.tags.items()) for record in ordered]

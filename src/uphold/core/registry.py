@@ -128,7 +128,16 @@ def _discover() -> None:
             continue
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{module.name}")
-    for point in entry_points(group=ENTRY_POINTS):
+    import_plugins(ENTRY_POINTS)
+
+
+def import_plugins(group: str) -> None:
+    """Import every module that third parties name in the entry-point group `group`.
+
+    Raises:
+        UsageError: one cannot be imported; the message names the plug-in.
+    """
+    for point in entry_points(group=group):
         try:
             point.load()
         except UpholdError:

@@ -167,7 +167,8 @@ class RunWriter:
                     "only its records are evaluated anew"
                 ) from None
         table = pa.concat_tables(tables) if tables else rec.to_table(())
-        run = _finish(self.folder, table.sort_by("id"), self.fingerprint)
+        # Parquet calls the inner fields of lists and maps otherwise than Arrow; cast, so that parts do not show.
+        run = _finish(self.folder, table.sort_by("id").cast(rec.schema()), self.fingerprint)
         shutil.rmtree(self._parts, ignore_errors=True)
         return run
 

@@ -38,7 +38,7 @@ def _disk_message(path: Path, error: OSError) -> str:
             f"no space left on the disk while writing {path}; what was finished before is kept: "
             "free some room and type the same command again to go on"
         )
-    return f"cannot write {path}: {error.strerror or error}; choose another --out folder"
+    return f"cannot write {path}: {error.strerror or error}; choose another place"
 
 
 @contextlib.contextmanager
@@ -116,7 +116,7 @@ def writable_folder(path: Path) -> Path:
         StorageError: it is a file, or may not be written.
     """
     if path.exists() and not path.is_dir():
-        raise StorageError(f"{path} is a file, but a folder is needed; choose another --out")
+        raise StorageError(f"{path} is a file, but a folder is needed; choose another place")
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from uphold.core.errors import CorruptError, DataError, EmptyError
 from uphold.core.hashing import sha256_of_file
@@ -52,7 +53,11 @@ def parse_json(text: str | bytes, where: str) -> Any:
         CorruptError: it is not JSON, or nested too deeply to be read.
     """
     try:
-        value = json.loads(text)
+        return from_json(text, cache_strings="keys")
+    except ValueError:  # not JSON, or JSON that only the standard library reads, e.g. lone surrogates
+        pass
+    try:
+        return _repaired(json.loads(text))
     except json.JSONDecodeError as error:
         raise CorruptError(
             f"{where}: not valid JSON ({error.msg} at character {error.pos + 1}); the file is cut short or damaged: "
@@ -62,8 +67,6 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise CorruptError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
     except (RecursionError, ValueError) as error:
         raise CorruptError(f"{where}: JSON that cannot be read ({' '.join(str(error).split())})") from error
-    escaped = b"\\ud" if isinstance(text, bytes) else "\\ud"
-    return _repaired(value) if escaped in text.lower() else value  # type: ignore[operator]
 
 
 def _repaired(value: Any) -> Any:
@@ -120,13 +123,13 @@ def rows(path: Path, progress: Reading | None = None) -> Iterator[tuple[str, Row
             yield _object(value, f"{path} entry {progress.done}")
         return
     with reading(path):
-        progress.total = path.stat().st_size
+        progress.total, name = path.stat().st_size, str(path)
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 progress.done += len(line)
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    where = f"{path} line {number}"
+                if line and not line.isspace():
+                    where = f"{name} line {number}"
                     yield _object(parse_json(line, where), where)
 
 

@@ -14,12 +14,12 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from uphold.core.errors import DataError, UpholdError, UsageError, unknown_name
+from uphold.core.errors import DataError, UsageError, unknown_name
 from uphold.core.records import Record
+from uphold.core.registry import import_plugins
 
 ENTRY_POINTS = "uphold.importers"
 OPTIONS = ("columns", "filter", "metric", "model")
@@ -176,14 +176,4 @@ def _discover() -> None:
     package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            point.load()
-        except UpholdError:
-            raise
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UsageError(
-                f"the plug-in '{point.name}' ({point.value}) cannot be imported ({reason}); "
-                "reinstall or remove the package that brings it"
-            ) from error
+    import_plugins(ENTRY_POINTS)

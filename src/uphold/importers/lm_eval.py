@@ -10,10 +10,10 @@ from typing import Any
 from uphold.core.errors import DataError, EmptyError, UsageError, unknown_name
 from uphold.core.hashing import canonical_json, sha256_of
 from uphold.core.records import Record
-from uphold.importers.files import files_below, parse, rows, sha256_of_log
+from uphold.importers.files import files_below, rows, sha256_of_log
 from uphold.importers.formats import Choice, LoggedTask, Reading, log_format, model_called
 from uphold.importers.lm_eval_files import SampleFile, is_results, is_samples, sample_files
-from uphold.importers.lm_eval_samples import Sample, answer_of, is_by_number, is_judged, record_of
+from uphold.importers.lm_eval_samples import Sample, answer_of, is_by_number, is_judged, record_of, sample_of
 
 _PREFERRED = ("acc", "exact_match")
 _SECRET = re.compile(r"key|secret|password|authorization|(^|_)(auth|access|api|hf)_?token$|^token$", re.IGNORECASE)
@@ -78,7 +78,7 @@ class _Log:
         self.filters = self._filters()
         self.filter = self._filter()
         self.first = self._first()
-        self.metrics = [name for name in (self.first.model_extra or {}) if name in (self.first.metrics or [name])]
+        self.metrics = [name for name in self.first.extra_names() if name in (self.first.metrics or [name])]
         self.metric = ""
         self.refusal = ""
         """Why nothing can be compared in this task; "" where it can."""
@@ -93,7 +93,7 @@ class _Log:
     def _filters(self) -> list[str]:
         known = self.file.of_task("results")
         names = {key.partition(",")[2] for key in known if "," in key} if isinstance(known, dict) else set()
-        return sorted(names or {parse(Sample, row, where).filter for where, row in rows(self.file.path)})
+        return sorted(names or {sample_of(row, where).filter for where, row in rows(self.file.path)})
 
     def _filter(self) -> str:
         """The only filter, or the one that was asked for, or `none`."""
@@ -107,10 +107,8 @@ class _Log:
         )
 
     def _first(self) -> Sample:
-        for where, row in rows(self.file.path):
-            sample = parse(Sample, row, where)
-            if sample.filter == self.filter:
-                return sample
+        for _, sample in self._samples():
+            return sample
         raise EmptyError(f"{self.file.path} holds no sample of the filter '{self.filter}': the log is cut short")
 
     def choose_metric(self) -> None:
@@ -171,39 +169,52 @@ class _Log:
 
     def _is_by_number(self) -> bool:
         """What targets are, by the first sample that tells; nearly always the first of all."""
-        for where, row in rows(self.file.path):
-            sample = parse(Sample, row, where)
-            if sample.filter == self.filter:
-                known = is_by_number(sample, answer_of(sample, self.metric, self.delimiter, where), self.metric)
-                if known is not None:
-                    return known
+        for where, sample in self._samples():
+            known = is_by_number(sample, answer_of(sample, self.metric, self.delimiter, where), self.metric)
+            if known is not None:
+                return known
         return True
+
+    def _samples(self, log: Reading | None = None) -> Iterator[tuple[str, Sample]]:
+        """The lines of the chosen filter, each with the place where it stands."""
+        for where, row in rows(self.file.path, log):
+            sample = sample_of(row, where)
+            if sample.filter == self.filter:
+                yield where, sample
+
+    def _first_lines(self) -> dict[int | str, str]:
+        """Hash of the first line on each document."""
+        found: dict[int | str, str] = {}
+        for _, sample in self._samples():
+            if sample.doc_id not in found:
+                found[sample.doc_id] = sha256_of(sample.row)
+        return found
 
     def __call__(self, log: Reading) -> Iterator[Record]:
         """The records of the chosen filter, in the order of the log."""
-        seen: dict[int | str, str] = {}
+        seen = set[int | str]()
+        first_lines: dict[int | str, str] = {}
         occurrences: dict[str, int] = {}
         generation: dict[str, Any] = {}
+        settings: Any = None
         by_number = self._is_by_number()
-        for where, row in rows(self.file.path, log):
-            sample = parse(Sample, row, where)
-            if sample.filter != self.filter:
-                continue
-            line = sha256_of(row)[:16]
-            if sample.doc_id in seen:
-                if seen[sample.doc_id] != line:
+        for where, sample in self._samples(log):
+            if sample.doc_id in seen:  # rare, so that lines are hashed only where there is one
+                first_lines = first_lines or self._first_lines()
+                if first_lines.get(sample.doc_id) != sha256_of(sample.row):
                     raise DataError(
                         f"{where}: document {sample.doc_id} was logged before with another content: two evaluations "
                         "are in one file; write them to two folders"
                     )
                 log.count(_TWICE)
                 continue
-            seen[sample.doc_id] = line
+            seen.add(sample.doc_id)
             before = occurrences.get(sample.document, 0)
             occurrences[sample.document] = before + 1
             for request in sample.requests:
-                if len(request) > 1 and isinstance(request[1], dict):
-                    generation[canonical_json(request[1])] = request[1]
+                if len(request) > 1 and isinstance(request[1], dict) and request[1] != settings:
+                    settings = request[1]
+                    generation[canonical_json(settings)] = settings
             answer = answer_of(sample, self.metric, self.delimiter, where, by_number)
             record = record_of(sample, self.file.task, before, self.metric, answer, self.choice.columns, where)
             if record.score is None:

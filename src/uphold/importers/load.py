@@ -16,7 +16,7 @@ from uphold.core.errors import CorruptError, DataError, EmptyError, UsageError, 
 from uphold.core.hashing import sha256_of
 from uphold.core.progress import Progress, silent
 from uphold.core.records import Record
-from uphold.core.runs import Run, RunStore, RunWriter, default_store, is_run, load_run
+from uphold.core.runs import Run, RunStore, RunWriter, default_store, is_run, load_run, write_run
 from uphold.core.storage import disk_errors, read_json, write_json
 from uphold.importers.files import is_model_or_run
 from uphold.importers.formats import (
@@ -163,7 +163,10 @@ def _known(index: Path, store: RunStore) -> Run | None:
 
 
 def _read(task: LoggedTask, form: LogFormat, store: RunStore, folder: Path, progress: Progress) -> Run:
-    """Read all records, in bounded memory, into parts of a run whose name is known only at the end."""
+    """Read all records, in bounded memory, into parts of a run whose name is known only at the end.
+
+    The last records are handed on as they are: most logs are shorter than one part, and are written once.
+    """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder))
@@ -172,18 +175,15 @@ def _read(task: LoggedTask, form: LogFormat, store: RunStore, folder: Path, prog
         parts, block = 0, list[Record]()
         what = f"read {task.task} of {task.model}"
         for record in task.records(log):
-            digest.add(record)
-            block.append(record)
             if len(block) == PART:
                 writer.write(parts, block)
                 progress(what, log.done, max(log.total, log.done + 1))
                 parts, block = parts + 1, []
-        if block:
-            writer.write(parts, block)
-            parts += 1
-        if not parts:
+            digest.add(record)
+            block.append(record)
+        if not block:
             raise EmptyError(f"the log of the task '{task.task}' holds no samples: there is nothing to compare")
-        run = _finish(scratch, parts, _fingerprint(task, form, log, digest), store)
+        run = _finish(scratch, parts, block, _fingerprint(task, form, log, digest), store)
         progress(what, max(log.total, 1), max(log.total, 1), f"{run.count} instances")
         return run
     finally:
@@ -213,7 +213,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _finish(scratch: Path, parts: int, fingerprint: dict[str, Any], store: RunStore) -> Run:
+def _finish(scratch: Path, parts: int, last: Sequence[Record], fingerprint: dict[str, Any], store: RunStore) -> Run:
+    """The stored run out of the parts in `scratch` and the `last` records."""
     with store.claim(fingerprint, lambda: None):
         with contextlib.suppress(CorruptError):  # a damaged run is written anew
             found = store.find(fingerprint)
@@ -223,10 +224,15 @@ def _finish(scratch: Path, parts: int, fingerprint: dict[str, Any], store: RunSt
         with disk_errors(writer.folder):
             shutil.rmtree(writer.folder, ignore_errors=True)
             writer.folder.mkdir(parents=True)
-            os.replace(scratch / "parts", writer.folder / "parts")
+            if parts:
+                os.replace(scratch / "parts", writer.folder / "parts")
         with contextlib.ExitStack() as undo:
             undo.callback(shutil.rmtree, writer.folder, ignore_errors=True)
-            run = writer.finish(parts)
+            if parts:
+                writer.write(parts, last)
+                run = writer.finish(parts + 1)
+            else:
+                run = write_run(writer.folder, last, fingerprint)
             undo.pop_all()
         return run
 
@@ -251,5 +257,5 @@ class _Digest:
 
 
 def _number(*texts: str) -> int:
-    joined = "".join(f"{len(text)}:{text}" for text in texts)
+    joined = "".join([f"{len(text)}:{text}" for text in texts])
     return int.from_bytes(hashlib.sha256(joined.encode()).digest(), "big")

@@ -175,7 +175,9 @@ def comparison_jobs(
 
     if not tasks:
         model = old if sides[0] is None else new
-        raise UsageError(f"'{model}' is no stored run: give --task, so that it can be evaluated as a model")
+        raise UsageError(
+            f"'{model}' is no stored run and no other tool's log: give --task, so that it can be evaluated as a model"
+        )
     asked = {task.name: task for task in (load_task(task, progress) for task in tasks)}
     if len(asked) < len(tasks):
         raise UsageError(f"two of the {len(tasks)} tasks have one name: tasks are told apart by their names")

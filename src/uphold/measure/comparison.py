@@ -12,6 +12,7 @@ from uphold.core import registry, stats
 from uphold.core.errors import CorruptError, DataError
 from uphold.core.runs import Run, load_run
 from uphold.core.storage import read_json, writable_folder, write_json
+from uphold.core.text import one_line
 from uphold.measure.discover import Rule, look_for_rules
 from uphold.measure.flips import DEFINITIONS, FlipMatrix, flip_matrix
 from uphold.measure.paired_test import PairedTest, paired_test
@@ -98,7 +99,7 @@ class Comparison:
         lines += [f"slice with a high NFR: {part}" for part in high[:_SLICES]]
         if len(high) > _SLICES:
             lines.append(f"and {len(high) - _SLICES} more slices with a high NFR")
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+        return "\n".join(lines + [f"note: {one_line(note, len(note))}" for note in self.notes])
 
     def _counts(self) -> str:
         if self.matrix is None:

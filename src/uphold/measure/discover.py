@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from uphold.core.runs import Run
 from uphold.core.stats import Ints
+from uphold.core.text import one_line
 from uphold.measure.continuous import TIE
 from uphold.measure.features import Named, Question, conditions
 from uphold.measure.paired_records import SCORED, paired_records
@@ -50,8 +51,9 @@ class Rule:
 
     def __str__(self) -> str:
         estimated = "" if self.sample is None else f", estimated from {self.sample:,} instances"
+        kind = " and ".join(map(one_line, self.conditions))
         return (
-            f"{' and '.join(self.conditions)}: NFR {self.nfr:.2%} ({self.negative_flips:,} of {self.count:,}), "
+            f"{kind}: NFR {self.nfr:.2%} ({self.negative_flips:,} of {self.count:,}), "
             f"{self.nfr_rest:.2%} elsewhere (p = {self.p:.2g}, corrected for the whole search){estimated}"
         )
 
@@ -61,6 +63,7 @@ class Discovery:
     """The rules that were found, and what was looked at."""
 
     rules: tuple[Rule, ...]
+    """The most surprising first."""
     instances: int
     """Scored instances looked at."""
     flips: int
@@ -82,22 +85,6 @@ class _Sample:
     @property
     def whole(self) -> bool:
         return len(self.questions) == self.population
-
-
-def discover(
-    old: Run,
-    new: Run,
-    *,
-    depth: int = 2,
-    most: int = 5,
-    minimum: int = 10,
-    draws: int = 1000,
-    alpha: float = 0.05,
-    seed: int = 0,
-) -> list[Rule]:
-    """The rules of `look_for_rules`, the most surprising first."""
-    found = look_for_rules(old, new, depth=depth, most=most, minimum=minimum, draws=draws, alpha=alpha, seed=seed)
-    return list(found.rules)
 
 
 def look_for_rules(

@@ -26,7 +26,9 @@ FLIPS = 20
 """Flips of a failed check that are named."""
 _EXIT_CODES: dict[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
-Rule = Literal["max_nfr", "margin", "max_inconsistency", "must_keep"]
+Rule = Literal["max_nfr", "margin", "max_gain", "max_inconsistency", "must_keep"]
+ON_CHANGE = ("margin", "max_gain")
+"""Rules on the change of accuracy or mean score; the others are on shares."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,8 @@ def _check(
     needed = _needed(target, found, policy.alpha, comparison, lookup) if outcome == "inconclusive" else None
     cluster = policy.cluster or comparison.cluster
     wording = Wording(target.rule, comparison.matrix is not None, policy.alpha, number, cluster)
-    failed = outcome == "fail"
+    # An update that is too much better breaks no single instance.
+    failed = outcome == "fail" and target.rule != "max_gain"
     return Check(
         task=target.task,
         slice=target.slice,
@@ -263,15 +266,23 @@ def _evidence(target: _Target, policy: Policy, comparison: Comparison, lookup: L
     cluster = policy.cluster or comparison.cluster
     if cluster is not None:
         sums = lookup.cluster_sums(cluster, part)
-        if target.rule == "margin":
+        if target.rule in ON_CHANGE:
             check = limits.check_clustered_accuracy if judged else limits.check_clustered_mean
+            if target.rule == "max_gain":
+                return check(sums.mirrored(), value, alpha).mirrored()
             return check(sums, value, alpha)
         against = sums.falls if target.rule == "max_nfr" else sums.inconsistent
         return limits.check_clustered_share(against, sums.sizes, value, alpha)
-    if target.rule == "margin":
+    if target.rule in ON_CHANGE:
+        back = target.rule == "max_gain"
         if judged:
-            return limits.check_accuracy(*_outcomes(comparison, part), value, alpha)
-        return limits.check_mean_score(lookup.score_sums(part), value, alpha)
+            both_right, negative, positive, both_wrong = _outcomes(comparison, part)
+            turned = (positive, negative) if back else (negative, positive)
+            found = limits.check_accuracy(both_right, *turned, both_wrong, value, alpha)
+        else:
+            changes = lookup.score_sums(part)
+            found = limits.check_mean_score(changes.mirrored() if back else changes, value, alpha)
+        return found.mirrored() if back else found
     events, count = _events(target.rule, comparison, part)
     return limits.check_share(events, count, value, alpha)
 
@@ -302,13 +313,14 @@ def _events(rule: LimitRule, comparison: Comparison, part: Slice | None) -> tupl
 
 
 def _needed(target: _Target, found: Evidence, alpha: float, comparison: Comparison, lookup: Lookups) -> int | None:
-    if target.rule != "margin":
+    if target.rule not in ON_CHANGE:
         return limits.needed_for_share(found, alpha)
     if comparison.matrix is not None:
         _, negative, positive, _ = _outcomes(comparison, target.part)
         squares = float(negative + positive)
     else:
         squares = lookup.score_sums(target.part).squares
+    found = found.mirrored() if target.rule == "max_gain" else found
     return limits.needed_for_difference(found, max(0.0, squares / found.count - found.value**2), alpha)
 
 
@@ -317,7 +329,7 @@ def _floors(targets: Sequence[_Target], comparisons: Mapping[str, Comparison]) -
     notes = []
     for target in targets:
         comparison = comparisons[target.task]
-        if target.part is not None or target.rule == "margin":
+        if target.part is not None or target.rule in ON_CHANGE:
             continue
         names: dict[LimitRule, str] = {"max_nfr": "nfr" if comparison.matrix is not None else "nfr_score"}
         rate = comparison[names.get(target.rule, "nfr_mc")]

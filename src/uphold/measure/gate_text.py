@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from uphold.core.text import one_line
 from uphold.measure.limits import Evidence, Outcome
 
 if TYPE_CHECKING:
     from uphold.core.policy import LimitRule
     from uphold.measure.gate import Check, GateResult
 
-RULES = {"max_nfr": "NFR", "margin": "change of score", "max_inconsistency": "NFR^mc", "must_keep": "must keep"}
+RULES = {
+    "max_nfr": "NFR",
+    "margin": "change of score",
+    "max_gain": "change of score",
+    "max_inconsistency": "NFR^mc",
+    "must_keep": "must keep",
+}
 """What a table calls a check; the change is that of the accuracy, or of the mean score."""
 MARKS: dict[Outcome, str] = {"pass": "pass", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}
 
@@ -30,7 +37,7 @@ class Wording:
 
     def reason(self, found: Evidence, outcome: Outcome, p: float, needed: int | None) -> str:
         """One sentence: what was seen, how sure it is, what the limit says."""
-        if self.rule == "margin":
+        if self.rule in ("margin", "max_gain"):
             return f"{self._seen_change(found)}: {self._change(found, outcome, p, needed)}"
         return f"{self._seen_share(found)}: {self._share(found, outcome, p, needed)}"
 
@@ -66,19 +73,20 @@ class Wording:
         return between + _more(needed, found.count, "at this rate")
 
     def _change(self, found: Evidence, outcome: Outcome, p: float, needed: int | None) -> str:
-        margin = amount(-found.limit, self.judged).lstrip("+")
+        seen, word = (found, "lower") if self.rule == "margin" else (found.mirrored(), "higher")
+        margin = amount(-seen.limit, self.judged).lstrip("+")
         if outcome == "pass":
-            worst = "no lower" if found.low >= 0 else f"at most {_size(found.low, self.judged)} lower"
+            worst = f"no {word}" if seen.low >= 0 else f"at most {_size(seen.low, self.judged)} {word}"
             return f"{worst} {self._sure}, within the margin of {margin}"
         if outcome == "fail":
-            least = f"at least {_size(found.high, self.judged)} lower {self._sure}"
+            least = f"at least {_size(seen.high, self.judged)} {word} {self._sure}"
             return f"{least}, beyond the margin of {margin}{self._corrected(p)}"
-        if found.high < found.limit:
+        if seen.high < seen.limit:
             return self._not_after_correction(p)
         between = (
             f"between {amount(found.low, self.judged)} and {amount(found.high, self.judged)}, the margin is {margin}"
         )
-        if found.value <= found.limit:
+        if seen.value <= seen.limit:
             return f"{between}; at this difference no number of instances would pass"
         return between + _more(needed, found.count, "at this difference")
 
@@ -108,8 +116,8 @@ def result_text(result: GateResult) -> str:
     ]
     for check in result.checks:
         if check.verdict != "pass":
-            lines.append(f"{MARKS[check.verdict]} {check.place}, {RULES[check.rule]}: {check.reason}")
-    lines += [f"note: {note}" for note in result.notes]
+            lines.append(f"{MARKS[check.verdict]} {one_line(check.place, 160)}, {RULES[check.rule]}: {check.reason}")
+    lines += [f"note: {one_line(note, len(note))}" for note in result.notes]
     return "\n".join([*lines, headline(result)])
 
 
@@ -131,8 +139,8 @@ def row(check: Check) -> tuple[str, str, str, str, str, str, str, str]:
     )
     relation = ">=" if check.rule == "margin" else "<="
     return (
-        check.task,
-        check.slice or "",
+        one_line(check.task),
+        one_line(check.slice or ""),
         RULES[check.rule],
         f"{check.count:,}",
         _number(check, check.value),
@@ -145,7 +153,7 @@ def row(check: Check) -> tuple[str, str, str, str, str, str, str, str]:
 def _number(check: Check, value: float) -> str:
     if check.rule == "must_keep":
         return f"{value:.0f}"
-    return f"{value:+.2%}" if check.rule == "margin" else f"{value:.2%}"
+    return f"{value:+.2%}" if check.rule in ("margin", "max_gain") else f"{value:.2%}"
 
 
 def _size(value: float, judged: bool) -> str:

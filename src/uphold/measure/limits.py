@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -43,6 +43,10 @@ class Evidence:
     independent: float
     """As how many independent instances they count; below `count` where clusters agree within themselves."""
 
+    def mirrored(self) -> Evidence:
+        """The evidence on a difference as that on the way back, from new to old."""
+        return replace(self, value=-self.value, low=-self.high, high=-self.low, limit=-self.limit)
+
 
 @dataclass(frozen=True)
 class ScoreSums:
@@ -57,6 +61,10 @@ class ScoreSums:
     """Instances whose score fell."""
     rises: int
     """Instances whose score rose."""
+
+    def mirrored(self) -> ScoreSums:
+        """The sums on the way back, from new to old."""
+        return replace(self, total=-self.total, falls=self.rises, rises=self.falls)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,10 @@ class ClusterSums:
     """Sum of D = new - old, of right answers or of scores."""
     squares: stats.Floats
     """Sum of D squared."""
+
+    def mirrored(self) -> ClusterSums:
+        """The sums on the way back, from new to old."""
+        return replace(self, totals=-self.totals, falls=self.rises, rises=self.falls)
 
 
 def settle(evidence: Sequence[Evidence], alpha: float) -> list[Outcome]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from uphold.measure.comparison import Comparison
 from uphold.measure.limits import ClusterSums, ScoreSums
 from uphold.measure.paired_records import SCORED, paired_records
 from uphold.measure.pairs import TIE
-from uphold.measure.slices import DERIVED, LENGTH, MARGIN, Slice
+from uphold.measure.slices import DERIVED, LENGTH, MARGIN, OPTIONS, Slice, derived_range
 
 if TYPE_CHECKING:
     import duckdb
@@ -100,13 +99,12 @@ class Lookups(AbstractContextManager["Lookups"]):
         """A condition on the rows of `marked` that are in a slice, and its values."""
         if part is None:
             return "true", []
-        if part.tag not in DERIVED or self._rows(_TAGGED, [part.tag])[0][0]:
+        ends = derived_range(part.value) if part.tag in DERIVED else None
+        if ends is None or self._rows(_TAGGED, [part.tag])[0][0]:
             return "map_extract(tags, ?)[1] = ?", [part.tag, part.value]
-        if part.tag == MARGIN:
-            return "margin >= ? AND margin < ?", _nats(part.value)
-        low, _, high = part.value.removesuffix(" characters").partition("-")
-        column = "length" if part.tag == LENGTH else "choices"
-        return f"{column} BETWEEN ? AND ?", [int(low), int(high or low)]
+        column = {LENGTH: "length", OPTIONS: "choices", MARGIN: "margin"}[part.tag]
+        # NaN is above infinity here, and a margin can be infinite.
+        return f"{column} >= ? AND {column} {'<=' if ends[1] == math.inf else '<'} ?", list(ends)
 
     def _rows(self, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         return self._connection().execute(query, list(values)).fetchall()
@@ -116,12 +114,6 @@ class Lookups(AbstractContextManager["Lookups"]):
             self._opened = self._stack.enter_context(paired_records(self._comparison.old, self._comparison.new))
             self._opened.execute(_MARKED.format(events=_JUDGED if self._judged else _SCORES))
         return self._opened
-
-
-def _nats(label: str) -> list[float]:
-    """The ends of a margin slice: `below -2 nats`, `-2 to 0 nats` or `2 nats or more`."""
-    ends = [float(number) for number in re.findall(r"-?\d+", label)]
-    return [-math.inf, *ends] if label.startswith("below") else [*ends, math.inf][:2]
 
 
 _COUNTS = (

@@ -26,13 +26,14 @@ CASE WHEN len(logprobs) > 1 AND list_position(options, gold) BETWEEN 1 AND len(l
 
 
 @contextmanager
-def paired_records(old: Run, new: Run) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with the views `old_run` and `new_run` (see `uphold.core.query.connected`).
+def paired_records(old: Run, new: Run, repaired: Run | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection with the views `old_run`, `new_run` and perhaps `repaired_run` (see `uphold.core.query.connected`).
 
     The macro `gold_margin(options, gold, logprobs)` is the log-likelihood (nats) of the gold option minus that of the
     best other one, or NULL where there is none.
     """
-    with connected({"old_run": old, "new_run": new}) as connection:
+    runs = {"old_run": old, "new_run": new} | ({"repaired_run": repaired} if repaired is not None else {})
+    with connected(runs) as connection:
         # Whatever needs an order asks for it.
         connection.execute("SET preserve_insertion_order = false")
         connection.execute(GOLD_MARGIN)

@@ -11,6 +11,7 @@ from uphold.core import stats
 from uphold.core.errors import DataError
 from uphold.core.hashing import sha256_of
 from uphold.core.storage import writable_folder
+from uphold.core.text import one_line
 from uphold.measure.comparison import FILE, Comparison, load_comparison
 from uphold.measure.rates import format_value
 from uphold.measure.stored import task_name
@@ -60,13 +61,23 @@ def load_comparisons(folder: str | Path) -> dict[str, Comparison]:
 
 
 def comparison_folders(root: Path) -> list[Path]:
-    """Every folder with a saved comparison, `root` included; links are not followed, stored runs not entered."""
+    """Every folder with a saved comparison, `root` included; links are not followed, stored runs not entered.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
     found = []
-    for folder, below, names in os.walk(root):
+    for folder, below, names in os.walk(root, onerror=_unreadable):
         below[:] = sorted(name for name in below if not name.startswith(".") and name != RUNS)
         if FILE in names:
             found.append(Path(folder))
     return found
+
+
+def _unreadable(error: OSError) -> None:
+    """A folder that is passed over could hold what fails."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def overview(comparisons: Mapping[str, Comparison]) -> list[str]:
@@ -84,7 +95,7 @@ def overview(comparisons: Mapping[str, Comparison]) -> list[str]:
         interval = "" if nfr.low is None else f"[{format_value(nfr.low, nfr.unit)}, {format_value(nfr.high, nfr.unit)}]"
         rows.append(
             (
-                name,
+                one_line(name),
                 f"{comparison.count:,}",
                 format_value(old.value, old.unit),
                 format_value(new.value, new.unit),

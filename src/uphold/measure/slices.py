@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from uphold.core import stats
 from uphold.core.runs import Run
 from uphold.core.stats import Ints
+from uphold.core.text import one_line
 from uphold.measure.continuous import TIE
 from uphold.measure.hypergeometric import upper_tail
 from uphold.measure.joined import joined
@@ -22,6 +25,13 @@ MOST_VALUES = 1000
 _BINS = 4
 _FEW = 10
 _MARGINS = ("below -2 nats", "-2 to 0 nats", "0 to 2 nats", "2 nats or more")
+_RANGES = (
+    (re.compile(r"below (-?\d+) nats"), lambda low: (-math.inf, low)),
+    (re.compile(r"(-?\d+) nats or more"), lambda low: (low, math.inf)),
+    (re.compile(r"(-?\d+) to (-?\d+) nats"), lambda low, high: (low, high)),
+    (re.compile(r"(\d+)-(\d+)(?: characters)?"), lambda low, high: (low, high + 1)),
+    (re.compile(r"(\d+)(?: characters)?"), lambda only: (only, only + 1)),
+)
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,8 @@ class Slice:
     """`p` corrected for the number of slices of the comparison (Benjamini and Hochberg)."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.tag}={self.value}: NFR {self.nfr:.2%} ({self.negative_flips:,} of {self.count:,}), q = {self.q:.2g}"
-        )
+        name = one_line(f"{self.tag}={self.value}")
+        return f"{name}: NFR {self.nfr:.2%} ({self.negative_flips:,} of {self.count:,}), q = {self.q:.2g}"
 
     @property
     def nfr(self) -> float:
@@ -117,6 +126,15 @@ def _label(name: str, low: int, high: int) -> str:
         return _MARGINS[low]
     span = str(low) if low == high else f"{low}-{high}"
     return span if name == OPTIONS else f"{span} characters"
+
+
+def derived_range(value: str) -> tuple[float, float] | None:
+    """The range [low, high) that the value of a derived slice names; None where it names none."""
+    for pattern, ends in _RANGES:
+        if match := pattern.fullmatch(value):
+            low, high = ends(*map(float, match.groups()))
+            return low, high
+    return None
 
 
 def equal_bins(values: Ints, weights: Ints, bins: int) -> list[tuple[int, int]]:

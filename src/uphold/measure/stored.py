@@ -83,9 +83,13 @@ def chosen(runs: RunsByTask, patterns: Sequence[str], where: str) -> RunsByTask:
     if not patterns:
         return runs
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in runs):
+        if not any(_fits(name, pattern) for name in runs):
             raise unknown_name("task", pattern, runs, f"It is looked for in {where}.")
-    return {name: run for name, run in runs.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return {name: run for name, run in runs.items() if any(_fits(name, pattern) for pattern in patterns)}
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def matched(old: RunsByTask, new: RunsByTask, allow_mismatch: bool) -> tuple[dict[str, tuple[Run, Run]], list[str]]:

@@ -14,7 +14,7 @@ from uphold.core.errors import UsageError, unknown_name
 from uphold.core.records import Record
 from uphold.core.stats.anytime import Side
 from uphold.measure.continuous import TIE
-from uphold.measure.gate import FLIPS, Check
+from uphold.measure.gate import FLIPS, ON_CHANGE, Check
 from uphold.measure.limits import Outcome
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _MEASURES: dict[LimitRule, Callable[[Record, Record], float]] = {
     "max_nfr": _broken,
     "max_inconsistency": _inconsistent,
     "margin": _change,
+    "max_gain": _change,
 }
 
 
@@ -71,7 +72,8 @@ class Watch:
         Raises:
             UsageError: the limit is at the end of what the quantity can be, where no data could decide it.
         """
-        low, high, limit = (-1.0, 1.0, -value) if rule == "margin" else (0.0, 1.0, value)
+        low, high = (-1.0, 1.0) if rule in ON_CHANGE else (0.0, 1.0)
+        limit = -value if rule == "margin" else value
         if not low < limit < high:
             raise UsageError(f"{rule}: {value:g} can never be broken, so there is nothing to wait for: leave it out")
         keeps, breaks = (stats.EProcess(limit, low, high, side) for side in _sides(rule))
@@ -84,7 +86,8 @@ class Watch:
             if self._concerns(old) and _scored(old) and _scored(new):
                 value = _MEASURES[self.rule](old, new)
                 values.append(value)
-                if len(self.flips) < FLIPS and (value > 0) != (self.rule == "margin") and value:
+                against = value < 0 if self.rule == "margin" else value > 0 and self.rule != "max_gain"
+                if against and len(self.flips) < FLIPS:
                     self.flips.append(old.id)
         self.take(values)
 
@@ -136,7 +139,7 @@ def _sides(rule: LimitRule) -> tuple[Side, Side]:
 
 
 def _percent(value: float, rule: LimitRule) -> str:
-    return f"{100 * value:+.2f} points" if rule == "margin" else f"{value:.2%}"
+    return f"{100 * value:+.2f} points" if rule in ON_CHANGE else f"{value:.2%}"
 
 
 def _scored(record: Record) -> bool:

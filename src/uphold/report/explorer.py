@@ -8,7 +8,6 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 from uphold.measure.slices import DERIVED
@@ -20,7 +19,18 @@ from uphold.report.instances import Answer, Instance
 from uphold.report.points import Points
 from uphold.report.text import clip, visible
 
-SCRIPTS = ("report", "rows", "state", "diff", "markdown", "filters", "table", "detail", "scatter", "keys")
+SCRIPTS = (
+    "report.js",
+    "rows.js",
+    "state.js",
+    "diff.js",
+    "markdown.js",
+    "filters.js",
+    "table.js",
+    "detail.js",
+    "scatter.js",
+    "keys.js",
+)
 """The parts of the page's script, in their order."""
 ROWS = 4096
 """Instances per chunk: the page unpacks one after the other, and answers in between."""
@@ -29,16 +39,6 @@ SHORT = 90
 MOST_OPTIONS = 12
 """Options of an instance that are shown with their log-likelihoods."""
 _TAG_LIMIT = 200
-
-
-def asset(name: str) -> str:
-    """The text of a file beside this one."""
-    return files("uphold.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def script() -> str:
-    """The page's script."""
-    return "".join(asset(f"{name}.js") for name in SCRIPTS)
 
 
 def pack(value: Any) -> str:

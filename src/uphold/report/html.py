@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from uphold.core.hashing import canonical_json
@@ -19,7 +16,7 @@ from uphold.measure.slices import Slice
 from uphold.report import explorer, svg
 from uphold.report.data import ReportData, SlicePair, Version, fingerprints, place
 from uphold.report.glossary import DEFINITIONS, EFFECTS, KINDS, MARKS
-from uphold.report.page import page_policy, script_json
+from uphold.report.page import render_page
 from uphold.report.sankey import effect_flows, kind_flows, sankey
 from uphold.report.text import finite, p_value, short, signed_percent, visible
 from uphold.report.verdict import remarks, verdict
@@ -32,28 +29,15 @@ ALPHA = 0.05
 
 def render_html(data: ReportData) -> str:
     """The report as one self-contained HTML page."""
-    environment = Environment(
-        loader=FunctionLoader(explorer.asset),
-        autoescape=True,
-        finalize=_finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        value=format_value, short=short, p=p_value, signed=signed_percent, interval=_interval, plain=_plain
-    )
-    environment.filters["capital"] = _capital
-    script = explorer.script()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
+        ["report.css", "explorer.css"],
+        explorer.SCRIPTS,
+        explorer.head(data),
+        _FILTERS,
         data=data,
         verdict=verdict(data),
         remarks=remarks(data),
-        style=Markup(explorer.asset("report.css") + explorer.asset("explorer.css")),
-        script=Markup(script),
-        policy=page_policy(f"'sha256-{digest}'"),
-        head=Markup(script_json(explorer.head(data))),
         chunks=explorer.chunks(data),
         flow=_flow(data),
         link=_link,
@@ -70,12 +54,7 @@ def render_html(data: ReportData) -> str:
         marks=MARKS,
         effects=EFFECTS,
         markers={kind: Markup(svg.marker(kind)) for kind in KINDS},
-    )
-
-
-def _finalize(value: Any) -> Any:
-    """What the template prints: every plain text with its invisible characters written out."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    ).html
 
 
 def _plain(value: Any) -> str:
@@ -150,6 +129,17 @@ def _rate_rows(data: ReportData) -> list[dict[str, Any]]:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+_FILTERS: Mapping[str, Callable[..., str]] = {
+    "value": format_value,
+    "short": short,
+    "p": p_value,
+    "signed": signed_percent,
+    "interval": _interval,
+    "plain": _plain,
+    "capital": _capital,
+}
 
 
 def _link(**filters: str) -> str:

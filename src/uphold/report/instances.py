@@ -103,10 +103,7 @@ def read_instances(
     names = ("o", "n") if repaired is None else ("o", "n", "r")
     joins = "JOIN new_run n USING (id)" + (" JOIN repaired_run r USING (id)" if repaired else "")
     later = names[-1]
-    with paired_records(old, new) as connection:
-        if repaired is not None:
-            path = str(repaired.records_path).replace("'", "''")
-            connection.execute(f"CREATE TEMP VIEW repaired_run AS SELECT * FROM read_parquet('{path}')")
+    with paired_records(old, new, repaired) as connection:
         connection.execute(_FLIP_JUDGED if judged else _FLIP_SCORES)
         connection.execute(_CUT)
         connection.execute(_PAIRS.format(joins=joins, later=later))

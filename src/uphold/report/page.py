@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -26,14 +26,22 @@ class Page(NamedTuple):
     """Its content security policy, which is also in the page itself."""
 
 
-def render_page(template: str, styles: Sequence[str], scripts: Sequence[str], data: Any, **values: Any) -> Page:
+def render_page(
+    template: str,
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    payload: Any,
+    filters: Mapping[str, Callable[..., str]] | None = None,
+    **values: Any,
+) -> Page:
     """A self-contained HTML page.
 
     Args:
         template: file name of the Jinja template in this package.
         styles: file names of style sheets, written into the page after `page.css`.
         scripts: file names of scripts, written into the page after `page.js`.
-        data: plain JSON for the scripts, which find it in the element `#data`.
+        payload: plain JSON for the scripts, which find it in the element `#data`.
+        filters: what the template may send values through, by name.
         values: what the template prints.
     """
     environment = Environment(
@@ -44,13 +52,14 @@ def render_page(template: str, styles: Sequence[str], scripts: Sequence[str], da
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(filters or {})
     script = "\n".join(_asset(name) for name in ("page.js", *scripts))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = page_policy(f"'sha256-{digest}'")
     html = environment.get_template(template).render(
         style=Markup("\n".join(_asset(name) for name in ("page.css", *styles))),
         script=Markup(script),
-        data_json=Markup(script_json(data)),
+        payload=Markup(script_json(payload)),
         policy=policy,
         **values,
     )

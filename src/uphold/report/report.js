@@ -1,4 +1,3 @@
-"use strict";
 // The parts of this script share one object. Data reaches the page through textContent only, never as markup.
 const U = {};
 {
@@ -59,17 +58,4 @@ const U = {};
     U.say(copied ? done : "The browser refused to copy");
     return copied;
   };
-
-  const root = document.documentElement;
-  const theme = U.find("theme");
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const darkNow = () => root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
-  const changed = () => {
-    theme.textContent = darkNow() ? "Light theme" : "Dark theme";
-    document.dispatchEvent(new Event("themechange"));
-  };
-  theme.hidden = false;
-  theme.addEventListener("click", () => { root.dataset.theme = darkNow() ? "light" : "dark"; changed(); });
-  dark.addEventListener("change", changed);
-  changed();
 }

@@ -1,6 +1,6 @@
 // The instances: unpacked chunk by chunk, kept by columns, and read one row at a time.
 {
-  const head = JSON.parse(U.find("head").textContent);
+  const head = JSON.parse(U.find("data").textContent);
   const chunks = [];
   U.head = head;
   U.total = head.count;

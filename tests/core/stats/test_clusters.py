@@ -83,6 +83,25 @@ def test_without_a_success_the_clusters_are_the_instances() -> None:
     assert share.standard_error == 0
 
 
+def test_a_few_large_clusters_count_as_few() -> None:
+    # By Kish's formula 90^2 / (2 * 40^2 + 10) = 2.5 clusters.
+    sizes, flips = [40, 40] + [1] * 10, [4, 0] + [0, 1] * 5
+    unequal = stats.clustered_share(flips, sizes)
+    assert unequal.effective_size == pytest.approx(8100 / 3210)
+    assert unequal.high > stats.clustered_share([2] * 12, [8] * 12).high + 0.2
+
+
+def test_unequal_clusters_seldom_miss_the_truth_from_below() -> None:
+    generator = np.random.default_rng(2)
+    missed = 0
+    for _ in range(400):
+        sizes = np.ceil(generator.lognormal(1.5, 0.8, 60))
+        flips = generator.binomial(sizes.astype(int), generator.beta(0.05 * 2, 0.95 * 2, 60))
+        missed += stats.clustered_share(flips, sizes, 0.9).high < 0.05
+    # 20 expected at most, 4.4 standard error.
+    assert missed <= 33
+
+
 def test_a_design_effect_seen_in_two_clusters_is_not_trusted() -> None:
     flips, sizes = np.repeat([2, 1, 0], [1, 1, 38]), np.full(40, 10)
     share = stats.clustered_share(flips, sizes)
