@@ -15,6 +15,7 @@ from uphold.core.storage import (
     atomic_path,
     disk_errors,
     read_json,
+    unreadable,
     writable_folder,
     write_json,
     write_text,
@@ -180,3 +181,9 @@ def test_a_file_that_is_no_json_is_corrupt(tmp_path: Path, content: bytes) -> No
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*value\.json: No such file"):
         read_json(tmp_path / "value.json")
+
+
+def test_a_folder_that_may_not_be_read_is_not_passed_over() -> None:
+    unreadable(FileNotFoundError(2, "gone meanwhile", "folder"))
+    with pytest.raises(DataError, match="cannot read folder: Permission denied"):
+        unreadable(PermissionError(13, "Permission denied", "folder"))

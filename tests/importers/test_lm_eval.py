@@ -359,6 +359,7 @@ def test_fields_of_the_document_become_tags(tmp_path: Path) -> None:
     [run] = import_log(tmp_path, columns={"topic": "subject", "none": "missing"})
     assert sorted(record.tags["topic"] for record in run.records()) == ["a", "b", "c"]
     assert all("none" not in record.tags for record in run.records())
+    assert "instances without a value for the tag 'none' (missing): 3" in run.fingerprint["log"]["notes"]
 
 
 def test_credentials_are_not_copied(tmp_path: Path) -> None:

@@ -186,6 +186,7 @@ def test_the_smallest_visible_nfr_is_above_the_floor(old: Run, new: Run, again: 
     # The floor of the NFR is 0: one flip tells, and 1 - (1 - p) ** 10 = 0.8 at p = 0.1487
     assert comparison.smallest_visible_nfr == pytest.approx(1 - 0.2**0.1, rel=1e-6)
     assert "with 10 instances an NFR of 15% would be seen with 80% power" in str(comparison)
+    assert "with 80% power, were the noise floor 0\n" in str(compare_runs(old, new))
 
 
 def test_a_high_floor_takes_a_higher_nfr_to_be_seen(tmp_path: Path) -> None:

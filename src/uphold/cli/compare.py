@@ -185,10 +185,14 @@ def _report(comparisons: dict[str, Comparison], result: GateResult | None, out: 
     from uphold.cli.console import say
     from uphold.core.storage import write_json
     from uphold.measure.gate import FILE
-    from uphold.measure.several import save_comparisons
+    from uphold.measure.several import comparison_folders, save_comparisons
     from uphold.report import write_report
 
-    for folder in save_comparisons(comparisons, out).values():
+    saved = list(save_comparisons(comparisons, out).values())
+    for folder in saved:
         if result is not None:
             write_json(folder / FILE, result.to_dict())
         say(f"report: {write_report(folder)}")
+    for folder in comparison_folders(out):
+        if folder not in saved:
+            say(f"note: {folder} holds an older comparison, which a gate on {out} would count as well")

@@ -49,6 +49,11 @@ class Run:
         return str(self.fingerprint.get("model", {}).get("name", self.path.name))
 
     @property
+    def task(self) -> str:
+        """The task as its user named it."""
+        return str(self.fingerprint.get("task", {}).get("name", "task"))
+
+    @property
     def records_path(self) -> Path:
         """The Parquet file with the records, sorted by id."""
         return self.path / "records.parquet"

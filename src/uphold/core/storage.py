@@ -83,6 +83,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def unreadable(error: OSError) -> None:
+    """For `os.walk(..., onerror=unreadable)`: a folder that is silently passed over could hold what matters.
+
+    Raises:
+        DataError: a folder is there and may not be read.
+    """
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     with atomic_path(path) as temporary:

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from uphold.core.errors import CorruptError, DataError, EmptyError
 from uphold.core.hashing import sha256_of_file
+from uphold.core.storage import unreadable
 from uphold.importers.formats import Reading
 
 M = TypeVar("M", bound=BaseModel)
@@ -203,10 +204,14 @@ def is_model_or_run(path: Path) -> bool:
 
 
 def files_below(path: Path, endings: Iterable[str]) -> list[Path]:
-    """The files at most three folders below `path` whose names have one of the endings, sorted by path."""
+    """The files at most three folders below `path` whose names have one of the endings, sorted by path.
+
+    Raises:
+        DataError: a folder may not be read.
+    """
     ends = tuple(endings)
     found = []
-    for folder, inner, names in os.walk(path):
+    for folder, inner, names in os.walk(path, onerror=unreadable):
         depth = len(Path(folder).relative_to(path).parts)
         inner[:] = [] if depth >= _DEPTH else sorted(name for name in inner if not name.startswith("."))
         found += [Path(folder) / name for name in names if name.endswith(ends) and not name.startswith(".")]

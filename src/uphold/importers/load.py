@@ -142,7 +142,7 @@ def _stored(task: LoggedTask, form: LogFormat, choice: Choice, store: RunStore, 
     folder = store.root / ".imports"
     run = _known(folder / f"{key}.json", store)
     if run is None:
-        run = _read(task, form, store, folder, progress)
+        run = _read(task, form, choice, store, folder, progress)
         write_json(folder / f"{key}.json", {"run": run.path.name})
     notes = [*run.fingerprint["log"]["notes"], *task.notes]
     named: dict[str, Any] = {**run.fingerprint, "log": {**run.fingerprint["log"], "notes": notes}}
@@ -162,7 +162,7 @@ def _known(index: Path, store: RunStore) -> Run | None:
         return None
 
 
-def _read(task: LoggedTask, form: LogFormat, store: RunStore, folder: Path, progress: Progress) -> Run:
+def _read(task: LoggedTask, form: LogFormat, choice: Choice, store: RunStore, folder: Path, progress: Progress) -> Run:
     """Read all records, in bounded memory, into parts of a run whose name is known only at the end.
 
     The last records are handed on as they are: most logs are shorter than one part, and are written once.
@@ -173,6 +173,8 @@ def _read(task: LoggedTask, form: LogFormat, store: RunStore, folder: Path, prog
     try:
         writer, digest, log = RunWriter(scratch, {}), _Digest(), Reading()
         parts, block = 0, list[Record]()
+        # In a table, columns that are no tags are named, too, and one that is missing was refused.
+        tags = set() if form.fallback else set(choice.columns)
         what = f"read {task.task} of {task.model}"
         for record in task.records(log):
             if len(block) == PART:
@@ -181,6 +183,8 @@ def _read(task: LoggedTask, form: LogFormat, store: RunStore, folder: Path, prog
                 parts, block = parts + 1, []
             digest.add(record)
             block.append(record)
+            for name in tags - record.tags.keys():
+                log.count(f"instances without a value for the tag '{name}' ({choice.columns[name]})")
         if not block:
             raise EmptyError(f"the log of the task '{task.task}' holds no samples: there is nothing to compare")
         run = _finish(scratch, parts, block, _fingerprint(task, form, log, digest), store)

@@ -43,7 +43,7 @@ def check_comparable(old: Run, new: Run, allow_mismatch: bool = False) -> list[s
     ]
     if described and not allow_mismatch:
         raise NotComparableError(
-            f"the runs of '{old.name}' and '{new.name}' are not comparable, they differ in "
+            f"the runs of '{old.name}' and '{new.name}' on '{old.task}' are not comparable, they differ in "
             f"{', '.join(described)}: evaluate both in the same way, or go on with --allow-mismatch"
         )
     return [f"mismatch allowed: {text}" for text in described] + _remarks(old, new, imported)

@@ -93,7 +93,10 @@ class Comparison:
         if self.smallest_visible_nfr is not None:
             visible = f"{100 * self.smallest_visible_nfr:.2g}%"
             clusters = f" in {self.test.clusters:,} clusters" if self.test.clusters else ""
-            lines.append(f"with {self.count:,} instances{clusters} an NFR of {visible} would be seen with 80% power")
+            floor = "" if self.again else ", were the noise floor 0"
+            lines.append(
+                f"with {self.count:,} instances{clusters} an NFR of {visible} would be seen with 80% power{floor}"
+            )
         lines += [f"flips pile up where {rule}" for rule in self.discovered]
         high = sorted((part for part in self.slices if part.q <= _ALPHA), key=lambda part: (part.q, -part.nfr))
         lines += [f"slice with a high NFR: {part}" for part in high[:_SLICES]]

@@ -14,7 +14,7 @@ from uphold.core.progress import Progress, silent
 from uphold.core.runs import Run, RunStore, run_key
 from uphold.core.stats import Interval
 from uphold.measure.comparable import check_comparable
-from uphold.measure.stored import chosen, stored_runs, task_name
+from uphold.measure.stored import chosen, stored_runs
 from uphold.measure.timelines import Timeline, Timelines, changes, kind, timelines
 
 FILE = "history.json"
@@ -199,7 +199,7 @@ def history(runs: Sequence[Run], allow_mismatch: bool = False, *, limit: int = 5
         notes += _left_out(lines, runs, labels, allow_mismatch)
         shown, total = lines.patterns(patterns)
         return History(
-            task_name(runs[0]),
+            runs[0].task,
             _versions(lines, runs, labels),
             lines.judged,
             lines.count,

@@ -10,11 +10,10 @@ from pathlib import Path
 from uphold.core import stats
 from uphold.core.errors import DataError
 from uphold.core.hashing import sha256_of
-from uphold.core.storage import writable_folder
+from uphold.core.storage import unreadable, writable_folder
 from uphold.core.text import one_line
 from uphold.measure.comparison import FILE, Comparison, load_comparison
 from uphold.measure.rates import format_value
-from uphold.measure.stored import task_name
 
 RUNS = "runs"
 """Inside a comparison's folder, the one with its runs."""
@@ -49,7 +48,7 @@ def load_comparisons(folder: str | Path) -> dict[str, Comparison]:
     found: dict[str, Comparison] = {}
     for path in comparison_folders(root):
         comparison = load_comparison(path)
-        name = task_name(comparison.old)
+        name = comparison.old.task
         if name in found:
             raise DataError(f"{root} holds two comparisons of the task '{name}': name the folder of one of them")
         found[name] = comparison
@@ -67,17 +66,11 @@ def comparison_folders(root: Path) -> list[Path]:
         DataError: a folder cannot be read.
     """
     found = []
-    for folder, below, names in os.walk(root, onerror=_unreadable):
+    for folder, below, names in os.walk(root, onerror=unreadable):
         below[:] = sorted(name for name in below if not name.startswith(".") and name != RUNS)
         if FILE in names:
             found.append(Path(folder))
     return found
-
-
-def _unreadable(error: OSError) -> None:
-    """A folder that is passed over could hold what fails."""
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def overview(comparisons: Mapping[str, Comparison]) -> list[str]:

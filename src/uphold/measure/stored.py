@@ -56,15 +56,10 @@ def _file_of(what: str | Path) -> Path:
     return path if path.exists() else Path(str(what).rpartition("#")[0] or str(what))
 
 
-def task_name(run: Run) -> str:
-    """The name of the run's task."""
-    return str(run.fingerprint["task"].get("name", "task"))
-
-
 def _by_task(runs: Sequence[Run], where: str) -> RunsByTask:
     found: RunsByTask = {}
     for run in runs:
-        name = task_name(run)
+        name = run.task
         if name in found:
             raise UsageError(
                 f"{where} holds two runs of the task '{name}' ({found[name].path.name} and {run.path.name}): "

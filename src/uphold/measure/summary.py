@@ -61,7 +61,7 @@ def summarise(run: Run, draws: int = 2000, seed: int = 0) -> Summary:
     interval = _mean_interval(scores, draws, seed)
     return Summary(
         model=run.name,
-        task=str(run.fingerprint.get("task", {}).get("name", "")),
+        task=run.task,
         count=run.count,
         unscored=run.count - scores.size,
         score=float(scores.mean()) if scores.size else None,

@@ -120,7 +120,7 @@ class ReportData:
     @property
     def task(self) -> str:
         """The task's name."""
-        return str(self.before.old.fingerprint.get("task", {}).get("name", "task"))
+        return self.before.old.task
 
     @property
     def new(self) -> Version:
