@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.conftest import make_record, make_run
 from uphold.core.errors import DataError
 from uphold.core.runs import Run
-from uphold.measure.continuous import TIE
+from uphold.measure.pairs import TIE
 from uphold.measure.timelines import KINDS, changes, kind, timelines
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from uphold.core.runs import Run
 from uphold.measure.history import History, history
 from uphold.report.history import render_html, render_markdown, verdict, write_history
 
-CHROMIUM = shutil.which("chromium")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> | `a` \u202egnp zero\u200bwidth"
 PATTERNS = ["111"] * 20 + ["101"] * 12 + ["010"] * 9 + ["110", "100", "001", "000"]
 
@@ -94,40 +92,38 @@ def test_notes_are_shown(tmp_path: Path) -> None:
     assert "mismatch allowed: instances that not every version answered are left out" in html
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_in_a_browser(tmp_path: Path) -> None:
+def test_in_a_browser(browser: Any, tmp_path: Path) -> None:
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
     path = write_history(history(runs_of(tmp_path / "runs", PATTERNS, HOSTILE)), tmp_path / "out")
     problems: list[str] = []
     requests: list[str] = []
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        for width, scheme in ((1200, "light"), (390, "dark")):
-            page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-            page.on("pageerror", lambda error: problems.append(str(error)))
-            page.on("dialog", lambda dialog: problems.append("a dialog"))
-            page.on("request", lambda request: requests.append(request.url))
-            page.goto(path.as_uri())
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert axe.Axe().run(page).response["violations"] == []
-        assert page.inner_text("#count") == "23 of 23 instances match"
-        assert page.locator(".item").count() == 20
-        page.click("#next")
-        assert page.inner_text("#page") == "page 2 of 2"
-        page.select_option("#f-kind", label="broken since version 3 (10)")
-        assert page.inner_text("#count") == "10 of 23 instances match"
-        page.select_option("#f-pattern", "110")
-        assert page.inner_text("#count") == "1 of 23 instances match"
-        assert page.inner_text(".answers dt >> nth=0") == "1 to 2"
-        assert "<img src=x onerror=alert(2)>" in page.inner_text(".item")
-        page.select_option("#f-kind", index=0)
-        page.select_option("#f-pattern", "")
-        page.fill("#f-text", "QUESTION 42")
-        api.expect(page.locator("#count")).to_have_text("1 of 23 instances match")
-        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        page.click("#theme")
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
-        browser.close()
+    for width, scheme in ((1200, "light"), (390, "dark")):
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: problems.append("a dialog"))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert axe.Axe().run(page).response["violations"] == []
+    assert page.inner_text("#count") == "23 of 23 instances match"
+    assert page.locator(".item").count() == 20
+    page.click("#next")
+    assert page.inner_text("#page") == "page 2 of 2"
+    page.select_option("#f-kind", label="broken since version 3 (10)")
+    assert page.inner_text("#count") == "10 of 23 instances match"
+    page.select_option("#f-pattern", "110")
+    assert page.inner_text("#count") == "1 of 23 instances match"
+    assert page.inner_text(".answers dt >> nth=0") == "1 to 2"
+    assert "<img src=x onerror=alert(2)>" in page.inner_text(".item")
+    page.select_option("#f-kind", index=0)
+    page.select_option("#f-pattern", "")
+    page.fill("#f-text", "QUESTION 42")
+    api.expect(page.locator("#count")).to_have_text("1 of 23 instances match")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+    for context in list(browser.contexts):
+        context.close()
     assert problems == []
     assert set(requests) == {path.as_uri()}

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,6 @@ from uphold.report.history import write_history
 from uphold.report.serve import ReportServer, report_server
 from uphold.report.write import write_report
 
-CHROMIUM = shutil.which("chromium")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u202egnp"
 Start = Callable[[Path], ReportServer]
 
@@ -304,9 +304,7 @@ def test_a_taken_port_and_a_missing_folder_are_one_line(start: Start, tmp_path: 
         report_server(tmp_path / "nothing", 0)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_in_a_browser(start: Start, tmp_path: Path) -> None:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+def test_in_a_browser(browser: Any, start: Start, tmp_path: Path) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
     saved(tmp_path / "results/a")
     saved(tmp_path / f"results/{HOSTILE.replace('/', '')}", f"new {HOSTILE}")
@@ -316,30 +314,29 @@ def test_in_a_browser(start: Start, tmp_path: Path) -> None:
     server = start(tmp_path / "results")
     problems: list[str] = []
     requests: set[str] = set()
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        for width, scheme in ((1200, "light"), (390, "dark")):
-            page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-            page.on("pageerror", lambda error: problems.append(str(error)))
-            page.on("dialog", lambda dialog: problems.append("a dialog"))
-            page.on("request", lambda request: requests.add(request.url))
-            page.goto(server.url)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert axe.Axe().run(page).response["violations"] == []
-        assert page.inner_text("#count") == "3 of 3 shown"
-        assert "<img src=x onerror=alert(2)> ⟨U+202E⟩gnp" in page.inner_text("main")
-        page.select_option("#f-kind", "damaged")
-        assert page.inner_text("#count") == "1 of 3 shown"
-        page.select_option("#f-kind", "")
-        page.select_option("#f-verdict", "pass")
-        assert page.inner_text("#count") == "1 of 3 shown"
-        page.select_option("#f-verdict", "")
-        page.fill("#f-text", "ALERT task")
-        assert page.inner_text("#count") == "1 of 3 shown"
-        page.click(".results a:visible >> nth=0")
-        assert page.title().startswith("task: old → new")
-        assert page.evaluate("origin") == "null"
-        page.click("#theme")
-        browser.close()
+    for width, scheme in ((1200, "light"), (390, "dark")):
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: problems.append("a dialog"))
+        page.on("request", lambda request: requests.add(request.url))
+        page.goto(server.url)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert axe.Axe().run(page).response["violations"] == []
+    assert page.inner_text("#count") == "3 of 3 shown"
+    assert "<img src=x onerror=alert(2)> ⟨U+202E⟩gnp" in page.inner_text("main")
+    page.select_option("#f-kind", "damaged")
+    assert page.inner_text("#count") == "1 of 3 shown"
+    page.select_option("#f-kind", "")
+    page.select_option("#f-verdict", "pass")
+    assert page.inner_text("#count") == "1 of 3 shown"
+    page.select_option("#f-verdict", "")
+    page.fill("#f-text", "ALERT task")
+    assert page.inner_text("#count") == "1 of 3 shown"
+    page.click(".results a:visible >> nth=0")
+    assert page.title().startswith("task: old → new")
+    assert page.evaluate("origin") == "null"
+    page.click("#theme")
+    for context in list(browser.contexts):
+        context.close()
     assert problems == []
     assert all(url.startswith(server.url) or url.startswith("data:") for url in requests)

@@ -183,16 +183,12 @@ def _print(comparisons: dict[str, Comparison], result: GateResult | None, as_jso
 
 def _report(comparisons: dict[str, Comparison], result: GateResult | None, out: Path) -> None:
     from uphold.cli.console import say
-    from uphold.core.storage import write_json
-    from uphold.measure.gate import FILE
-    from uphold.measure.several import comparison_folders, save_comparisons
-    from uphold.report import write_report
+    from uphold.cli.gate import write_reports
+    from uphold.measure.several import comparison_folders
 
-    saved = list(save_comparisons(comparisons, out).values())
-    for folder in saved:
-        if result is not None:
-            write_json(folder / FILE, result.to_dict())
-        say(f"report: {write_report(folder)}")
+    reports = write_reports(comparisons, result, out)
+    for report in reports.values():
+        say(f"report: {report}")
     for folder in comparison_folders(out):
-        if folder not in saved:
+        if folder not in reports:
             say(f"note: {folder} holds an older comparison, which a gate on {out} would count as well")

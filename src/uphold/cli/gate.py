@@ -115,20 +115,31 @@ def _write(
 ) -> None:
     from uphold.core.storage import write_json, write_text
     from uphold.measure.gate import FILE
-    from uphold.measure.several import save_comparisons
-    from uphold.report import write_report
     from uphold.report.github import markdown_comment
     from uphold.report.junit import junit_xml
 
     if out is not None:
         write_json(out / FILE, result.to_dict())
-        for folder in save_comparisons(comparisons, out).values():
-            write_json(folder / FILE, result.to_dict())
-            write_report(folder)
+        write_reports(comparisons, result, out)
     if junit is not None:
         write_text(junit, junit_xml(result))
     if comment is not None:
         write_text(comment, markdown_comment(result, comparisons))
+
+
+def write_reports(comparisons: dict[str, Comparison], result: GateResult | None, out: Path) -> dict[Path, Path]:
+    """Save every comparison in `out` with the gate's verdict and a report; the reports by the folders of theirs."""
+    from uphold.core.storage import write_json
+    from uphold.measure.gate import FILE
+    from uphold.measure.several import save_comparisons
+    from uphold.report import write_report
+
+    reports = {}
+    for folder in save_comparisons(comparisons, out).values():
+        if result is not None:
+            write_json(folder / FILE, result.to_dict())
+        reports[folder] = write_report(folder)
+    return reports
 
 
 def _tell_github(result: GateResult) -> None:

@@ -13,10 +13,11 @@ from uphold.core.errors import CorruptError, DataError
 from uphold.core.runs import Run, load_run
 from uphold.core.storage import read_json, writable_folder, write_json
 from uphold.core.text import one_line
+from uphold.measure.comparable import check_comparable
 from uphold.measure.discover import Rule, look_for_rules
 from uphold.measure.flips import DEFINITIONS, FlipMatrix, flip_matrix
 from uphold.measure.paired_test import PairedTest, paired_test
-from uphold.measure.pairs import Pairs, check_comparable, join
+from uphold.measure.pairs import Pairs, join
 from uphold.measure.rates import Rate, format_value
 from uphold.measure.slices import Slice, slices
 

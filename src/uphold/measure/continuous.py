@@ -8,8 +8,7 @@ from uphold.core.registry import measure
 from uphold.core.stats import Floats, Interval
 from uphold.measure import intervals
 from uphold.measure.flips import divide
-from uphold.measure.pairs import SUMS, Pairs
-from uphold.measure.pairs import TIE as TIE
+from uphold.measure.pairs import SUMS, TIE, Pairs
 from uphold.measure.rates import Rate
 
 _COUNT, _OLD, _NEW, _DIFFERENCE, _LOSSES, _GAINS, _LOSS, _GAIN = range(len(SUMS))

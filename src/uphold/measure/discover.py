@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from uphold.core.runs import Run
 from uphold.core.stats import Ints
 from uphold.core.text import one_line
-from uphold.measure.continuous import TIE
 from uphold.measure.features import Named, Question, conditions
 from uphold.measure.paired_records import SCORED, paired_records
+from uphold.measure.pairs import TIE
 from uphold.measure.rule_search import RuleSearch, search_p, without
 
 if TYPE_CHECKING:

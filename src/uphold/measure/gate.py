@@ -6,7 +6,6 @@ import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from uphold.core import stats
@@ -17,6 +16,7 @@ from uphold.measure.gate_text import Wording, result_text
 from uphold.measure.limits import Evidence, Outcome
 from uphold.measure.lookups import KeptInstance, Lookups
 from uphold.measure.slices import Slice
+from uphold.measure.stored import fits
 
 if TYPE_CHECKING:
     from uphold.core.policy import AllowedFlip, Limit, LimitRule, Policy
@@ -184,19 +184,23 @@ def _targets(policy: Policy, comparisons: Mapping[str, Comparison]) -> list[_Tar
     found = [
         _Target(task, part, rule, value)
         for limit in policy.limits
-        for task in _matching(limit.task, comparisons, "task in the policy's limits")
+        for task in matching(limit.task, comparisons, "task in the policy's limits")
         for part in _parts(limit, task, comparisons[task])
         for rule, value in limit.rules.items()
     ]
     return list(dict.fromkeys(found))
 
 
-def _matching(pattern: str, names: Iterable[str], what: str) -> list[str]:
-    """The name itself, or all that the pattern matches."""
+def matching(pattern: str, names: Iterable[str], what: str, hint: str = "") -> list[str]:
+    """The name itself, or all that the pattern matches.
+
+    Raises:
+        UsageError: there is none; the message suggests the nearest name, and ends in `hint`.
+    """
     known = list(names)
-    chosen = [pattern] if pattern in known else [name for name in known if fnmatchcase(name, pattern)]
+    chosen = [pattern] if pattern in known else [name for name in known if fits(name, pattern)]
     if not chosen:
-        raise unknown_name(what, pattern, known)
+        raise unknown_name(what, pattern, known, hint)
     return chosen
 
 
@@ -204,7 +208,7 @@ def _parts(limit: Limit, task: str, comparison: Comparison) -> list[Slice | None
     if limit.slice is None:
         return [None]
     parts = {slice_name(part): part for part in comparison.slices}
-    names = _matching(limit.slice, parts, f"slice of the task '{task}' in the policy's limits")
+    names = matching(limit.slice, parts, f"slice of the task '{task}' in the policy's limits")
     return [parts[name] for name in sorted(names)]
 
 

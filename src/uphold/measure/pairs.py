@@ -14,7 +14,6 @@ from uphold.core import stats
 from uphold.core.errors import DataError, EmptyError, NotComparableError
 from uphold.core.runs import Run
 from uphold.core.stats import Floats, Ints
-from uphold.measure.comparable import check_comparable as check_comparable
 from uphold.measure.joined import joined
 
 Bools = NDArray[np.bool_]

@@ -105,21 +105,13 @@ def compare_until_decided(
     must_keep = policy.model_copy(update={"limits": ()})
     kept = _kept(policy, asked.name, order)
     pair.ask(kept)
-    decided = bool(kept) and gate(must_keep, {asked.name: pair.compared()}).verdict == "fail"
+    decided = bool(kept) and gate(must_keep, {asked.name: pair.compared(discover=False)}).verdict == "fail"
     if not decided:
         decided = _watch(watched, policy.alpha, pair, order, chunk, progress)
     comparison = pair.compared(_stopped(pair.count, len(order), decided))
-    found = gate(must_keep, {asked.name: comparison}) if kept else None
+    found = gate(must_keep, {asked.name: comparison}, allow_inconclusive=allow_inconclusive)
     checks = [watch.check(asked.name, policy.alpha, len(watched)) for watch in watched]
-    result = GateResult(
-        (*checks, *(found.checks if found else ())),
-        found.notes if found else comparison.notes,
-        policy.alpha,
-        None,
-        ((comparison.old.name, comparison.new.name),),
-        allow_inconclusive,
-    )
-    return comparison, result
+    return comparison, replace(found, checks=(*checks, *found.checks))
 
 
 def _watch(
@@ -177,9 +169,9 @@ class _Pair:
         """What both versions answer, in the order of `instances`."""
         return list(zip(self.old.answers(instances), self.new.answers(instances), strict=True))
 
-    def compared(self, *notes: str) -> Comparison:
+    def compared(self, *notes: str, discover: bool = True) -> Comparison:
         """The comparison on all instances asked so far."""
-        found = compare_runs(self.old.stored(), self.new.stored())
+        found = compare_runs(self.old.stored(), self.new.stored(), discover=discover)
         return replace(found, notes=(*notes, *found.notes))
 
 

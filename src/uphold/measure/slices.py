@@ -12,10 +12,10 @@ from uphold.core import stats
 from uphold.core.runs import Run
 from uphold.core.stats import Ints
 from uphold.core.text import one_line
-from uphold.measure.continuous import TIE
 from uphold.measure.hypergeometric import upper_tail
 from uphold.measure.joined import joined
 from uphold.measure.paired_records import GOLD_MARGIN
+from uphold.measure.pairs import TIE
 
 LENGTH, OPTIONS, MARGIN = "input length", "options", "old margin"
 DERIVED = (LENGTH, OPTIONS, MARGIN)

@@ -45,15 +45,9 @@ def stored_runs(
         return _by_task([load_run(child) for child in children], str(what))
     from uphold.importers import import_log, is_log
 
-    if not is_log(_file_of(what)):
+    if not is_log(what):
         return None
     return _by_task(import_log(what, store=store, progress=progress, **options), str(what))
-
-
-def _file_of(what: str | Path) -> Path:
-    """The file or folder that a reference to a log names, without the `#MODEL` behind it."""
-    path = Path(what)
-    return path if path.exists() else Path(str(what).rpartition("#")[0] or str(what))
 
 
 def _by_task(runs: Sequence[Run], where: str) -> RunsByTask:
@@ -78,12 +72,13 @@ def chosen(runs: RunsByTask, patterns: Sequence[str], where: str) -> RunsByTask:
     if not patterns:
         return runs
     for pattern in patterns:
-        if not any(_fits(name, pattern) for name in runs):
+        if not any(fits(name, pattern) for name in runs):
             raise unknown_name("task", pattern, runs, f"It is looked for in {where}.")
-    return {name: run for name, run in runs.items() if any(_fits(name, pattern) for pattern in patterns)}
+    return {name: run for name, run in runs.items() if any(fits(name, pattern) for pattern in patterns)}
 
 
-def _fits(name: str, pattern: str) -> bool:
+def fits(name: str, pattern: str) -> bool:
+    """Whether `pattern` is the name, or matches it with `*`, `?` and `[...]`."""
     return name == pattern or fnmatchcase(name, pattern)
 
 
@@ -91,7 +86,7 @@ def matched(old: RunsByTask, new: RunsByTask, allow_mismatch: bool) -> tuple[dic
     """The runs of both sides by task, and remarks on what was left out.
 
     One run on each side is a pair whatever its task is called; what differs between the two is for
-    `uphold.measure.pairs.check_comparable` to say.
+    `uphold.measure.comparable.check_comparable` to say.
 
     Raises:
         NotComparableError: no task is on both sides, or one is on one side only and `allow_mismatch` is not set.

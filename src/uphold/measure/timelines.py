@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from uphold.core.query import connected
 from uphold.core.runs import Run
-from uphold.measure.continuous import TIE
+from uphold.measure.pairs import TIE
 
 if TYPE_CHECKING:
     import duckdb

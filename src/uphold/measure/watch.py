@@ -6,16 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from uphold.core import stats
-from uphold.core.errors import UsageError, unknown_name
+from uphold.core.errors import UsageError
 from uphold.core.records import Record
 from uphold.core.stats.anytime import Side
-from uphold.measure.continuous import TIE
-from uphold.measure.gate import FLIPS, ON_CHANGE, Check
+from uphold.measure.gate import FLIPS, ON_CHANGE, Check, matching
 from uphold.measure.limits import Outcome
+from uphold.measure.pairs import TIE
+from uphold.measure.stored import fits
 
 if TYPE_CHECKING:
     from uphold.core.policy import Limit, LimitRule, Policy
@@ -152,7 +152,7 @@ def watches(policy: Policy, task: str, instances: Sequence[Instance]) -> list[Wa
     Raises:
         UsageError: the policy says nothing about the task, or a slice is no tag of its instances.
     """
-    limits = [limit for limit in policy.limits if limit.task == task or fnmatchcase(task, limit.task)]
+    limits = [limit for limit in policy.limits if fits(task, limit.task)]
     if not limits and not policy.must_keep:
         raise UsageError(f"the policy says nothing about the task '{task}': there is nothing to decide")
     tags = {f"{tag}={value}": (tag, value) for one in instances for tag, value in one.tags.items()}
@@ -168,8 +168,5 @@ def watches(policy: Policy, task: str, instances: Sequence[Instance]) -> list[Wa
 def _parts(limit: Limit, tags: dict[str, tuple[str, str]]) -> list[tuple[str, str] | None]:
     if limit.slice is None:
         return [None]
-    names = [limit.slice] if limit.slice in tags else [name for name in tags if fnmatchcase(name, limit.slice)]
-    if not names:
-        hint = "Slices that depend on the answers are not known before all instances are asked."
-        raise unknown_name("slice in the policy's limits", limit.slice, tags, hint)
-    return [tags[name] for name in names]
+    hint = "Slices that depend on the answers are not known before all instances are asked."
+    return [tags[name] for name in matching(limit.slice, tags, "slice in the policy's limits", hint)]

@@ -64,7 +64,7 @@ class Validation:
     def measure(self, model: Any) -> dict[str, float]:
         """`accuracy` (mean score); `nfr` where there is an old model; `loss` where epochs are chosen by it."""
         from uphold.measure.answer import answer
-        from uphold.measure.continuous import TIE
+        from uphold.measure.pairs import TIE
         from uphold.models.engine import LocalEngine
 
         engine = LocalEngine(self.tokenizer_of._replace(model=model), encoder=self._encoder)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uphold.core.runs import Run
-from uphold.measure.continuous import TIE
 from uphold.measure.paired_records import paired_records
+from uphold.measure.pairs import TIE
 from uphold.report.points import Points, spread_out
 
 if TYPE_CHECKING:
