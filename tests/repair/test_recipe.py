@@ -47,6 +47,13 @@ def test_a_recipe_file_and_what_can_be_wrong_with_it(tmp_path: Path) -> None:
     path.write_text("adapt: {rank: many}\n")
     with pytest.raises(DataError, match="rank: input should be a valid integer"):
         configure(AdaptConfig(), "adapt", path)
+    path.write_text("repair: {epochs: 3, temperature: 5.0}\nmuscle: {epochs: 4, mask: old-only}\n")
+    shared = configure(MuscleConfig(), "muscle", path)
+    assert (shared.epochs, shared.temperature, shared.mask) == (4, 5.0, "old-only")
+    assert configure(AdaptConfig(), "adapt", path) == AdaptConfig()
+    path.write_text("repair: {epoch: 3}\n")
+    with pytest.raises(UsageError, match="option of 'repair' .* did you mean 'epochs'"):
+        configure(MuscleConfig(), "muscle", path)
     path.write_text("- a list\n")
     with pytest.raises(UsageError, match="must be a mapping"):
         configure(AdaptConfig(), "adapt", path)

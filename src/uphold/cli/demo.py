@@ -26,4 +26,4 @@ def demo(
     with progress_to_stderr(quiet) as progress:
         result = run_demo(preset, folder, progress=progress)
     print_result(f"{result.before}\n\n{result}", result.to_dict(), as_json)
-    say(f"adapter: {result.adapter}\nreport: {folder / 'report.html'}")
+    say(f"{result.form}: {result.artifact}\nreport: {folder / 'report.html'}")

@@ -61,7 +61,7 @@ def _command(method: Any) -> Any:
         with progress_to_stderr(quiet) as progress:
             result = method.function(old, new, chosen, out=out, progress=progress, **arguments)
         print_result(str(result), result.to_dict(), as_json)
-        say(f"adapter: {result.adapter}\nreport: {write_report(out)}")
+        say(f"{result.form}: {result.artifact}\nreport: {write_report(out)}")
 
     run.__doc__ = f"{method.summary}{f' ({method.paper})' if method.paper else ''}"
     return with_config_options(run, method.config) if method.config else run

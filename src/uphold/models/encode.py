@@ -22,6 +22,8 @@ class Encoded(NamedTuple):
 
     prompt: list[int]
     answer: list[int]
+    instance: int = -1
+    """Which instance of its split it is of; -1 where that does not matter."""
 
 
 class Encoder:
@@ -106,17 +108,20 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded sequences for training, all of shape (rows, length)."""
+    """Right-padded sequences for training, of shape (rows, length) unless noted."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     """1 where there is a token, 0 where there is padding."""
     is_answer: torch.Tensor
     """Whether the token belongs to the answer."""
+    instance: torch.Tensor
+    """Which instance of its split each row is of, shape (rows,); -1 where that does not matter."""
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.is_answer.to(device))
+        parts = (self.input_ids, self.attention_mask, self.is_answer, self.instance)
+        return Batch(*(part.to(device) for part in parts))
 
 
 def collate(rows: Sequence[Encoded], extra_padding: int = 0) -> Batch:
@@ -132,4 +137,4 @@ def collate(rows: Sequence[Encoded], extra_padding: int = 0) -> Batch:
         input_ids[index, : len(ids)] = torch.tensor(ids)
         attention_mask[index, : len(ids)] = 1
         is_answer[index, len(row.prompt) : len(ids)] = True
-    return Batch(input_ids, attention_mask, is_answer)
+    return Batch(input_ids, attention_mask, is_answer, torch.tensor([row.instance for row in rows]))

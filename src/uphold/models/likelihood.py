@@ -175,7 +175,7 @@ def encode_questions(
     encoded, truncated, start = [], [], 0
     for question in questions:
         requests, cut = [], False
-        for context, continuation in pairs[start : start + len(question)]:
+        for context, continuation, _ in pairs[start : start + len(question)]:
             if longest is not None and len(continuation) > longest:
                 raise ModelError(
                     f"a continuation has {len(continuation)} tokens, but the model reads {longest} at most: "

@@ -7,14 +7,15 @@ steps, and ends with the same bytes, as one that was not.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
-from uphold.core.errors import CorruptError, EmptyError, ModelError, UsageError
+from uphold.core.errors import CorruptError, EmptyError, ModelError, UsageError, unknown_name
 from uphold.core.hashing import sha256_of
 from uphold.core.progress import Progress, silent
 from uphold.core.storage import atomic_folder, read_json, write_json
@@ -23,8 +24,11 @@ from uphold.models.encode import Batch, Encoded, collate
 if TYPE_CHECKING:
     import torch
 
+    from uphold.models.rules import Trained
+
 Tokens = Literal["all", "answer"]
 Select = Literal["accuracy", "nfr", "loss", "last"]
+Decay = Literal["constant", "linear", "cosine"]
 SAVE_EVERY_S = 60.0
 NFR_TOLERANCE = 0.005
 """Validation accuracy that may be given up for fewer negative flips, as a share."""
@@ -37,7 +41,9 @@ class Schedule:
     epochs: int = 10
     learning_rate: float = 1e-4
     warmup_steps: int = 500
-    """Steps over which the learning rate rises linearly; constant afterwards."""
+    """Steps over which the learning rate rises linearly."""
+    decay: Decay = "constant"
+    """What the learning rate does afterwards: stay, or fall to 0 at the end, in a line or as half a cosine."""
     batch_size: int = 64
     """Instances per optimiser step."""
     micro_batch: int = 64
@@ -60,19 +66,47 @@ class Schedule:
             )
         if self.warmup_steps < 0 or self.weight_decay < 0 or self.max_gradient_norm < 0:
             raise UsageError("warm-up steps, weight decay and gradient norm must not be negative")
+        if self.decay not in get_args(Decay):
+            raise unknown_name("decay", self.decay, get_args(Decay))
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 0, out of `steps`."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        match self.decay:
+            case "linear":
+                return self.learning_rate * (1 - done)
+            case "cosine":
+                return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+            case _:
+                return self.learning_rate
 
 
 class StepLoss(NamedTuple):
     """What an objective returns for one micro-batch."""
 
     total: torch.Tensor
-    """Scalar: the loss summed over the trained tokens, with gradient."""
+    """Scalar: the loss summed over what `Objective.count` counts, with gradient."""
     logs: Mapping[str, tuple[float, float]]
-    """For each logged quantity its sum and what it is to be divided by."""
+    """For each logged quantity its sum and what it is to be divided by; `loss` among them."""
 
 
-Objective = Callable[[Any, Batch], StepLoss]
+class Objective(Protocol):
+    """A loss."""
+
+    def __call__(self, model: Any, batch: Batch) -> StepLoss:
+        """The loss of one micro-batch."""
+        ...
+
+    def count(self, batch: Batch) -> int:
+        """By how much the sum of a micro-batch's loss is to be divided: its trained tokens, or its instances."""
+        ...
+
+
 Validate = Callable[[int], Mapping[str, float]]
+Example = Sequence[Encoded]
+"""What is drawn and read together: one row, or all options of an instance."""
 
 
 @dataclass
@@ -91,48 +125,23 @@ def selected_tokens(batch: Batch, tokens: Tokens) -> torch.Tensor:
     return chosen[:, 1:]
 
 
-class Predictions(NamedTuple):
-    """The trained next-token predictions of a batch, in flat form."""
-
-    rows: torch.Tensor
-    """Their positions in flat logits of shape (batch rows x length, vocabulary)."""
-    targets: torch.Tensor
-    """The token that follows each position."""
-    is_answer: torch.Tensor
-    """Whether that token belongs to the answer."""
-    sequence: torch.Tensor
-    """Which row of the batch each belongs to."""
-
-
-def predictions(batch: Batch, tokens: Tokens) -> Predictions:
+def trained_tokens(batch: Batch, tokens: Tokens) -> Trained:
     """The trained next-token predictions of `batch`."""
+    from uphold.models.rules import Trained
+
     sequence, position = selected_tokens(batch, tokens).nonzero(as_tuple=True)
-    return Predictions(
-        rows=sequence * batch.input_ids.shape[1] + position,
+    return Trained(
+        sequence=sequence,
+        position=position,
         targets=batch.input_ids[sequence, position + 1],
         is_answer=batch.is_answer[sequence, position + 1],
-        sequence=sequence,
+        instance=batch.instance[sequence],
     )
-
-
-def flat_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """The model's logits on a batch, shape (batch rows x length, vocabulary)."""
-    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    return output.logits.flatten(0, 1)  # type: ignore[no-any-return]
-
-
-def cross_entropy(model: Any, batch: Batch, tokens: Tokens) -> StepLoss:
-    """The summed next-token cross-entropy over the trained tokens."""
-    from uphold.models import divergence
-
-    trained = predictions(batch, tokens)
-    total = divergence.cross_entropy(flat_logits(model, batch), trained.rows, trained.targets).sum()
-    return StepLoss(total, {"loss": (total.item(), float(len(trained.rows)))})
 
 
 def train(
     model: Any,
-    rows: Sequence[Encoded],
+    rows: Sequence[Example],
     objective: Objective,
     schedule: Schedule,
     validate: Validate,
@@ -146,7 +155,7 @@ def train(
 
     Args:
         model: a PEFT model whose adapter alone is trainable.
-        rows: the training instances, tokenised.
+        rows: the training instances, tokenised; mostly of one row each.
         objective: the loss of one micro-batch.
         schedule: how long and how fast.
         validate: measured before the first step and after every epoch; must give what `schedule.select` needs.
@@ -170,7 +179,7 @@ class _Trainer:
     def __init__(
         self,
         model: Any,
-        rows: Sequence[Encoded],
+        rows: Sequence[Example],
         objective: Objective,
         schedule: Schedule,
         validate: Validate,
@@ -238,14 +247,13 @@ class _Trainer:
             self._save_step()
             last_save = time.monotonic()
 
-    def _step(self, rows: list[Encoded]) -> None:
+    def _step(self, examples: Sequence[Example]) -> None:
         import torch
 
-        micro = self.schedule.micro_batch
-        batches = [collate(rows[start : start + micro]).to(self.model.device) for start in range(0, len(rows), micro)]
-        count = sum(int(selected_tokens(batch, self.schedule.tokens).sum()) for batch in batches)
+        batches = [collate(rows).to(self.model.device) for rows in _micro_batches(examples, self.schedule.micro_batch)]
+        count = sum(self.objective.count(batch) for batch in batches)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate * min(1.0, (self.step + 1) / max(1, self.schedule.warmup_steps))
+            group["lr"] = self.schedule.rate(self.step, self.steps_per_epoch * self.schedule.epochs)
         self.optimizer.zero_grad(set_to_none=True)
         for batch in batches:
             loss = self.objective(self.model, batch)
@@ -364,7 +372,17 @@ def chosen_epoch(epochs: Sequence[Mapping[str, Any]], select: Select) -> int:
     return least(trained, "loss", 1) if select == "loss" else least(trained, "accuracy", -1)
 
 
-def _batches(rows: Sequence[Encoded], schedule: Schedule, epoch: int) -> list[list[int]]:
+def _micro_batches(examples: Sequence[Example], most: int) -> list[list[Encoded]]:
+    """The rows of `examples` in groups of at most `most`; an example that is larger gets a group of its own."""
+    groups: list[list[Encoded]] = []
+    for example in examples:
+        if not groups or len(groups[-1]) + len(example) > most:
+            groups.append([])
+        groups[-1].extend(example)
+    return groups
+
+
+def _batches(rows: Sequence[Example], schedule: Schedule, epoch: int) -> list[list[int]]:
     """The epoch's batches: a random order of the instances, the same for every model that trains on them."""
     import numpy as np
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +96,8 @@ def adapt(
     """
     from uphold.models.adapter import base_name, fresh_adapter, save_adapter
     from uphold.models.load import load
-    from uphold.models.train import cross_entropy, train
+    from uphold.models.objective import cross_entropy
+    from uphold.models.train import train
     from uphold.repair.training import Validation, training_rows
     from uphold.tasks.base import split_sizes, task_fingerprint
     from uphold.tasks.load import load_task
@@ -108,11 +108,11 @@ def adapt(
     loaded = load(base)
     rows = training_rows(loaded, chosen, "train")
     model = fresh_adapter(loaded, options.rank, options.alpha, options.dropout, options.seed)
-    objective = partial(cross_entropy, tokens=options.tokens)
+    objective = cross_entropy(options.tokens)
     validation = Validation(chosen, loaded, options, objective)
     history = train(
         model,
-        rows,
+        [(row,) for row in rows],
         objective,
         options,
         lambda epoch: validation.measure(model),

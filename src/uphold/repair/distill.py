@@ -1,4 +1,4 @@
-"""Repair by training: one protocol for a method and its controls.
+"""One trainer for all repairs by distillation: a method is a rule, its teachers, and its options.
 
 Every arm starts from the same copy of the new model, sees the same instances in the same order for the same
 number of steps, chooses its epoch by the same rule, and is compared with the old model on the same test split.
@@ -9,26 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from uphold.core.errors import UsageError
+import torch
+
 from uphold.core.hashing import sha256_of
 from uphold.core.progress import Progress, silent
 from uphold.core.runs import RunStore
-from uphold.core.storage import writable_folder, write_text
-from uphold.measure.compare import compare
-from uphold.measure.comparison import Comparison, compare_runs
-from uphold.measure.evaluate import evaluate
 from uphold.models.adapter import adapted, base_name, save_adapter, trainable_copy
-from uphold.models.load import Loaded, ModelLike, check_same_tokenizer, load
-from uphold.models.train import NFR_TOLERANCE, History, Objective, train
+from uphold.models.divergence import ForwardKL
+from uphold.models.load import ModelLike
+from uphold.models.objective import Distillation, FrozenTeacher, cross_entropy
+from uphold.models.rules import Term, Tokens, Weights
+from uphold.models.train import Example, Objective, train
 from uphold.repair.adapt import epochs
-from uphold.repair.card import repair_card
+from uphold.repair.protocol import Setting, begin, conclude
+from uphold.repair.recipe import configure, recipe_for
 from uphold.repair.result import REPAIRED, Arm, Repair
-from uphold.repair.training import AdapterConfig, Validation, training_rows, validation_scores
-from uphold.tasks.base import Task, split_sizes, task_fingerprint
+from uphold.repair.training import AdapterConfig, DistillConfig, Validation, training_rows
+from uphold.tasks.base import Task, task_fingerprint
+from uphold.tasks.load import load_task
 
-WORSE_MARGIN = 0.02
-"""A new model whose validation accuracy is lower than the old one's by more than this is refused."""
+Config = TypeVar("Config", bound=DistillConfig)
 
 
 @dataclass(frozen=True)
@@ -36,130 +38,136 @@ class ArmSpec:
     """One arm to train."""
 
     name: str
+    """`REPAIRED`, or the control's name."""
     label: str
-    objective: Callable[[Loaded, Loaded], Objective]
-    """From the frozen old and new model to the loss."""
+    objective: Callable[[Setting], Objective]
     control: bool = False
+    examples: Callable[[Setting], Sequence[Example]] | None = None
+    """What is trained on; the gold answers of the train split where None."""
+    start: Callable[[Setting], Any] | None = None
+    """The PEFT model to train, of which only the adapter requires gradients; a copy of the new model where None."""
 
 
-def run_repair(
+def distill(
     method: str,
     paper: str,
+    label: str,
     old: ModelLike,
     new: ModelLike,
-    task: Task,
-    arms: Sequence[ArmSpec],
+    task: str | Path | Task,
     *,
-    out: Path,
-    config: AdapterConfig,
-    force: bool = False,
+    out: str | Path,
+    config: Config | None,
+    default: Config,
+    objective: Callable[[Setting, Config], Objective],
+    examples: Callable[[Setting, Config], Sequence[Example]] | None = None,
+    start: Callable[[Setting, Config], Any] | None = None,
     store: RunStore | None = None,
     progress: Progress = silent,
 ) -> Repair:
-    """Measure the plain update, train every arm, measure each, and save it all to `out`.
+    """Repair by training: measure the plain update, train the method and its controls, measure each, save it all.
+
+    An interrupted call that is repeated goes on where it stopped.
 
     Args:
-        method: registered name.
+        method: registered name; the recipe's section of this name gives the options where `config` is None.
         paper: its source.
+        label: how tables call the method.
         old: the version that users have.
         new: the version that is to replace it.
         task: gives train, validation and test instances.
-        arms: the method first, then its controls.
-        out: gets `adapter/`, `controls/`, `training/`, `runs/`, `comparison.json` and `repair.json`.
-        config: schedule and adapter shape, the same for all arms.
-        force: go on although the new model is worse than the old one.
+        out: gets `adapter/`, `controls/`, `training/`, `runs/`, `validation/`, `comparison.json` and `repair.json`.
+        config: the options.
+        default: the options before any recipe.
+        objective: the method's loss.
+        examples: what the method trains on; the gold answers of the train split where None.
+        start: where the student starts; as a copy of the new model where None.
         store: where runs are kept.
         progress: called while models are trained and evaluated.
+
+    Raises:
+        TokenizerMismatchError: the models do not share a token-id map.
+        UsageError: the new model is clearly worse than the old one, unless `config.force`.
+        UpholdError: see `uphold.core.errors` for what else can go wrong.
     """
-    folder = writable_folder(out)
-    frozen_old, frozen_new = load(old), load(new)
-    check_same_tokenizer(frozen_old, frozen_new)
-    before = compare(frozen_old, frozen_new, task, store=store, progress=progress)
-    old_scores = validation_scores(frozen_old, task, store, progress, "old model on validation")
-    new_scores = validation_scores(frozen_new, task, store, progress, "new model on validation")
-    _check_gain(sum(old_scores.values()) / len(old_scores), sum(new_scores.values()) / len(new_scores), force)
-    measured = []
-    for spec in arms:
-        history, trained = _train_arm(spec, method, frozen_old, frozen_new, task, old_scores, folder, config, progress)
-        run = evaluate(trained, task, store=store, progress=progress, what=f"{spec.label} on test")
-        measured.append((spec, history, compare_runs(before.old, run, before.again, discover=False)))
-    repair = Repair(
-        method=method,
-        paper=paper,
-        before=before,
-        arms=tuple(
-            Arm(spec.name, spec.label, comparison, epochs(history), spec.control)
-            for spec, history, comparison in measured
-        ),
-        config=asdict(config),
-        splits=split_sizes(task),
-        adapter=folder / "adapter",
-        notes=(*task.notes, *_notes(measured)),
-    )
-    repair.save(folder)
-    write_text(repair.adapter / "README.md", repair_card(repair, base_name(frozen_new)))
-    return repair
-
-
-def _check_gain(old: float, new: float, force: bool) -> None:
-    if new < old - WORSE_MARGIN and not force:
-        raise UsageError(
-            f"the new model is worse than the old one on validation ({new:.1%} against {old:.1%}): repairing would "
-            "make it a copy of the old one; improve the update first, or go on with --force (force=True)"
+    chosen = load_task(task)
+    options = config or configure(default, method, recipe_for(chosen))
+    setting = begin(method, paper, old, new, chosen, out=out, force=options.force, store=store, progress=progress)
+    specs = [
+        ArmSpec(
+            REPAIRED,
+            label,
+            lambda where: objective(where, options),
+            examples=None if examples is None else lambda where: examples(where, options),
+            start=None if start is None else lambda where: start(where, options),
         )
+    ]
+    if options.controls:
+        specs += control_arms(options)
+    arms = [trained_arm(setting, spec, options) for spec in specs]
+    return conclude(setting, arms, options, setting.folder / "adapter")
 
 
-def _train_arm(
-    spec: ArmSpec,
-    method: str,
-    old: Loaded,
-    new: Loaded,
-    task: Task,
-    old_scores: dict[str, float],
-    folder: Path,
-    config: AdapterConfig,
-    progress: Progress,
-) -> tuple[History, Loaded]:
-    """Train one arm, or read it from `folder` when it is there; returns the model with its chosen epoch's weights."""
-    student = trainable_copy(new, config.rank, config.alpha, config.dropout, config.seed)
-    objective = spec.objective(old, new)
-    validation = Validation(task, new, config, objective, old_scores)
+def control_arms(config: DistillConfig) -> list[ArmSpec]:
+    """What the method is to be told from: the same steps with cross-entropy only, and with the new teacher only."""
+
+    def gold_only(setting: Setting) -> Objective:
+        return cross_entropy(config.tokens)
+
+    def new_only(setting: Setting) -> Objective:
+        return Distillation(OneTeacher(config.temperature), (FrozenTeacher(setting.new.model),), config.tokens)
+
+    return [
+        ArmSpec("control-ce", "control: cross-entropy only", gold_only, control=True),
+        ArmSpec("control-new", "control: new teacher only", new_only, control=True),
+    ]
+
+
+@dataclass(frozen=True)
+class OneTeacher:
+    """The rule KL(teacher || student) at temperature T for every token."""
+
+    temperature: float
+    whole_sequences = False
+
+    def __call__(self, tokens: Tokens) -> Weights:
+        """See `uphold.models.distillation.Rule`."""
+        return Weights((Term("kl", ForwardKL(self.temperature), 0, torch.ones_like(tokens.none)),))
+
+
+def trained_arm(setting: Setting, spec: ArmSpec, config: AdapterConfig) -> Arm:
+    """Train one arm, or read it from the setting's folder when it is there, and measure it."""
+    new, task, folder = setting.new, setting.task, setting.folder
+    student = (
+        trainable_copy(new, config.rank, config.alpha, config.dropout, config.seed)
+        if spec.start is None
+        else spec.start(setting)
+    )
+    objective = spec.objective(setting)
+    validation = Validation(task, new, config, objective, setting.old_scores)
     history = train(
         student,
-        training_rows(new, task, "train"),
+        [(row,) for row in training_rows(new, task, "train")] if spec.examples is None else spec.examples(setting),
         objective,
         config,
         lambda epoch: validation.measure(student),
         folder / "training" / spec.name,
-        key=sha256_of(
-            [
-                method,
-                spec.name,
-                [{k: v for k, v in one.fingerprint.items() if k != "name"} for one in (old, new)],
-                [task_fingerprint(task, split) for split in ("train", "validation")],
-                asdict(config),
-            ]
-        ),
+        key=_key(setting, spec, config),
         what=spec.label,
-        progress=progress,
+        progress=setting.progress,
     )
     place = folder / "adapter" if spec.name == REPAIRED else folder / "controls" / spec.name
-    facts = {"method": method, "arm": spec.name, "task": task.name, "config": asdict(config)}
+    facts = {"method": setting.method, "arm": spec.name, "task": task.name, "config": asdict(config)}
     card = f"# {spec.label}\n\nAdapter for `{base_name(new)}`.\n"
     save_adapter(student, new, place, card, facts)
-    return history, adapted(student, new, place, f"{base_name(new)}+{place}")
+    made = adapted(student, new, place, f"{base_name(new)}+{place}")
+    return setting.arm(spec.name, spec.label, made, epochs(history), spec.control)
 
 
-def _notes(measured: Sequence[tuple[ArmSpec, History, Comparison]]) -> list[str]:
-    """Warn of a repair that its own validation does not bear out."""
-    notes = []
-    for spec, history, _ in measured:
-        start, chosen = (history.epochs[epoch]["validation"] for epoch in (0, history.chosen))
-        if spec.control:
-            continue
-        if chosen["nfr"] >= start["nfr"] or chosen["accuracy"] < start["accuracy"] - NFR_TOLERANCE:
-            notes.append(
-                f"{spec.label} did not help on validation (NFR {start['nfr']:.2%} -> {chosen['nfr']:.2%}, accuracy "
-                f"{start['accuracy']:.2%} -> {chosen['accuracy']:.2%}): ship the plain update, or train longer"
-            )
-    return notes
+def _key(setting: Setting, spec: ArmSpec, config: AdapterConfig) -> str:
+    """What decides the outcome of a training."""
+    models = [
+        {key: value for key, value in one.fingerprint.items() if key != "name"} for one in (setting.old, setting.new)
+    ]
+    tasks = [task_fingerprint(setting.task, split) for split in ("train", "validation")]
+    return sha256_of([setting.method, spec.name, models, tasks, asdict(config)])

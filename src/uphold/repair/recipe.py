@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from uphold.core.errors import DataError, UsageError, unknown_name
+from uphold.repair.training import DistillConfig
 from uphold.tasks.base import Task
 
 Config = TypeVar("Config")
 PAPER = "paper"
+ADAPT, SHARED = "adapt", "repair"
+"""Sections: of the task adapters, and of what all repair methods share."""
 
 
 def recipe_names() -> list[str]:
@@ -29,7 +32,8 @@ def configure(default: Config, section: str, recipe: str | Path, overrides: dict
 
     Args:
         default: a frozen config dataclass.
-        section: `adapt`, or the name of a repair method; a recipe without that section changes nothing.
+        section: `adapt`, or the name of a repair method; a recipe without that section changes nothing. A method also
+            takes from the section `repair`, which all methods share, what it has an option for.
         recipe: a shipped recipe's name, or the path of a YAML file.
         overrides: values that win over the recipe; None values count as not given.
 
@@ -42,8 +46,13 @@ def configure(default: Config, section: str, recipe: str | Path, overrides: dict
     from uphold.tasks.text_files import validation_message
 
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    values = {**_section(recipe, section), **given}
     names = [entry.name for entry in fields(default)]  # type: ignore[arg-type]
+    shared = {} if section == ADAPT else _section(recipe, SHARED)
+    known = {*names, *(entry.name for entry in fields(DistillConfig))}
+    for key in shared:
+        if key not in known:
+            raise unknown_name(f"option of '{SHARED}' in recipe '{recipe}'", key, sorted(known))
+    values = {**{key: shared[key] for key in shared if key in names}, **_section(recipe, section), **given}
     for key in values:
         if key not in names:
             raise unknown_name(f"option of '{section}' in recipe '{recipe}'", key, names)
@@ -69,7 +78,7 @@ def _section(recipe: str | Path, section: str) -> dict[str, Any]:
     else:
         raise unknown_name("recipe", name, recipe_names(), "A file's name ends in .yaml.")
     if not isinstance(content, dict) or not isinstance(content.get(section) or {}, dict):
-        raise UsageError(f"recipe '{name}' must be a mapping of sections (adapt, muscle, ...) to options")
+        raise UsageError(f"recipe '{name}' must be a mapping of sections (adapt, repair, muscle, ...) to options")
     return dict(content.get(section) or {})
 
 

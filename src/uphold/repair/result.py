@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from uphold.core.errors import DataError
 from uphold.core.runs import load_run
@@ -13,9 +13,13 @@ from uphold.core.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from uphold.measure.comparison import Comparison
+    from uphold.measure.rates import Rate
 
 FILE = "repair.json"
 REPAIRED = "repaired"
+VALIDATION = "validation"
+"""Folder of the comparisons on the validation split."""
+Form = Literal["adapter", "weights", "pair"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,28 @@ class Arm:
     label: str
     """How a table calls it."""
     comparison: Comparison
-    """The old model against this arm (never the new model against it)."""
+    """The old model against this arm (never the new model against it), on the test split."""
+    validation: Comparison
+    """The same on the validation split."""
     history: tuple[Epoch, ...]
     control: bool
     """Whether it is a control."""
+
+
+class Headline(NamedTuple):
+    """What an update is judged by first."""
+
+    score: Rate
+    """Accuracy of the new version, or its mean score on a continuous task."""
+    nfr: Rate
+    """Negative flip rate against the old version; on a continuous task the share of lower scores."""
+
+
+def headline(comparison: Comparison) -> Headline:
+    """Score and NFR of a comparison's new version, whichever kind of task it is."""
+    if comparison.matrix is None:
+        return Headline(comparison["score_new"], comparison["nfr_score"])
+    return Headline(comparison["accuracy_new"], comparison["nfr"])
 
 
 @dataclass(frozen=True)
@@ -55,15 +77,20 @@ class Repair:
     """Registered name, e.g. `muscle`."""
     paper: str
     before: Comparison
-    """The old model against the plain update."""
+    """The old model against the plain update, on the test split."""
+    validation: Comparison
+    """The same on the validation split."""
     arms: tuple[Arm, ...]
     """The repair first, then its controls."""
     config: Mapping[str, Any]
     """The method's options, as used."""
     splits: Mapping[str, int]
     """Sizes of train, validation and test, which share no instance."""
-    adapter: Path
-    """The adapter's folder; an ordinary PEFT adapter for the new base."""
+    artifact: Path
+    """The folder with what is to be deployed."""
+    form: Form = "adapter"
+    """What is in it: an ordinary PEFT adapter for the new base, whole weights, or a pair of models that are both
+    asked."""
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -72,21 +99,24 @@ class Repair:
         return next(arm for arm in self.arms if arm.name == REPAIRED)
 
     def save(self, folder: str | Path) -> Path:
-        """Write everything but the adapter to `folder`, from which `load_repair` and a report can be made."""
+        """Write everything but the artifact to `folder`, from which `load_repair` and a report can be made."""
         path = self.before.save(folder)
+        self.validation.save(path / VALIDATION)
         for arm in self.arms:
             arm.comparison.new.copy_to(path / "runs" / arm.name)
+            arm.validation.new.copy_to(path / VALIDATION / "runs" / arm.name)
         write_json(path / FILE, self.to_dict())
         return path
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but records and weights, as plain JSON; the adapter is named by its folder's name."""
+        """Everything but records and weights, as plain JSON; the artifact is named by its folder's name."""
         return {
             "method": self.method,
             "paper": self.paper,
             "config": dict(self.config),
             "splits": dict(self.splits),
-            "adapter": self.adapter.name,
+            "artifact": self.artifact.name,
+            "form": self.form,
             "notes": list(self.notes),
             "arms": [
                 {
@@ -113,17 +143,16 @@ class Repair:
         from uphold.measure.rates import format_value
 
         continuous = self.before.matrix is None
-        accuracy, nfr = ("score_new", "nfr_score") if continuous else ("accuracy_new", "nfr")
-        plain = self.before[nfr].value
+        plain = headline(self.before).nfr.value
         rows = [("", "score" if continuous else "accuracy", "NFR", "relative to plain", "" if continuous else "NFR^mc")]
         old = self.before["score_old" if continuous else "accuracy_old"]
         rows.append(("old", format_value(old.value, old.unit), "", "", ""))
         columns = [("new (plain update)", self.before)] + [(arm.label, arm.comparison) for arm in self.arms]
         for label, comparison in columns:
-            now = comparison[nfr].value
+            score, nfr = headline(comparison)
+            now = nfr.value
             change = "" if not plain or now is None or comparison is self.before else f"{now / plain - 1:+.1%}"
             mc = "" if continuous else format_value(comparison["nfr_mc"].value, "share")
-            score = comparison[accuracy]
             rows.append((label, format_value(score.value, score.unit), format_value(now, "share"), change, mc))
         return rows
 
@@ -149,12 +178,17 @@ def load_repair(folder: Path) -> Repair:
     if not (folder / FILE).is_file():
         raise DataError(f"no repair in {folder}: expected {FILE}; 'uphold repair METHOD OLD NEW' makes one")
     saved = read_json(folder / FILE)
-    before = load_comparison(folder)
+    before, validation = load_comparison(folder), load_comparison(folder / VALIDATION)
+
+    def against(comparison: Comparison, place: Path, name: str) -> Comparison:
+        return compare_runs(comparison.old, load_run(place / "runs" / name), comparison.again, discover=False)
+
     arms = tuple(
         Arm(
             entry["name"],
             entry["label"],
-            compare_runs(before.old, load_run(folder / "runs" / entry["name"]), before.again, discover=False),
+            against(before, folder, entry["name"]),
+            against(validation, folder / VALIDATION, entry["name"]),
             tuple(Epoch(**line) for line in entry["history"]),
             entry["control"],
         )
@@ -164,9 +198,11 @@ def load_repair(folder: Path) -> Repair:
         saved["method"],
         saved["paper"],
         before,
+        validation,
         arms,
         saved["config"],
         saved["splits"],
-        folder / saved["adapter"],
+        folder / saved["artifact"],
+        saved["form"],
         tuple(saved["notes"]),
     )

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from uphold.core.errors import UsageError
-from uphold.core.progress import Progress
 from uphold.core.records import Record
-from uphold.core.runs import RunStore
 from uphold.models.encode import Encoded, Encoder, collate
 from uphold.models.load import Loaded
-from uphold.models.train import Objective, Schedule, selected_tokens
+from uphold.models.train import Objective, Schedule, Select
 from uphold.tasks.base import Instance, Split, Task, required_instances
 
 
@@ -32,16 +30,40 @@ class AdapterConfig(Schedule):
             raise UsageError("an adapter needs rank >= 1, alpha > 0 and dropout in [0, 1)")
 
 
+@dataclass(frozen=True)
+class DistillConfig(AdapterConfig):
+    """Options that every repair by training has."""
+
+    select: Select = "nfr"
+    """Which epoch is kept, by validation: the one with the lowest NFR among those about as accurate as the start, the
+    most accurate, the one with the lowest loss (the method's own, not cross-entropy), or the last."""
+    temperature: float = 2.0
+    """T of the softmaxes of teachers and student."""
+    controls: bool = True
+    """Train the two controls too: the same steps with cross-entropy only, and with the new teacher only."""
+    force: bool = False
+    """Go on although the new model is worse than the old one on validation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise UsageError(f"temperature must be above 0, not {self.temperature}")
+
+
 def training_rows(loaded: Loaded, task: Task, split: Split) -> list[Encoded]:
-    """The instances of a split with their gold answers, tokenised; generated answers end with end-of-text."""
+    """The instances of a split with their gold answers, tokenised and numbered as the split orders them."""
     instances = required_instances(task, split)
+    return answer_rows(loaded, task, instances, [instance.target for instance in instances])
+
+
+def answer_rows(loaded: Loaded, task: Task, instances: Sequence[Instance], answers: Sequence[str]) -> list[Encoded]:
+    """Instances with an answer for each, tokenised and numbered from 0; generated answers end with end-of-text."""
     rows = Encoder(loaded.tokenizer).pairs(
-        [(instance.prompt, task.delimiter + instance.target) for instance in instances]
+        [(instance.prompt, task.delimiter + text) for instance, text in zip(instances, answers, strict=True)]
     )
     end = loaded.tokenizer.eos_token_id
-    if task.kind != "generate" or end is None:
-        return rows
-    return [Encoded(row.prompt, [*row.answer, int(end)]) for row in rows]
+    last = [] if task.kind != "generate" or end is None else [int(end)]
+    return [Encoded(row.prompt, [*row.answer, *last], index) for index, row in enumerate(rows)]
 
 
 @dataclass
@@ -85,7 +107,7 @@ class Validation:
             for start in range(0, len(self._rows), self.schedule.micro_batch):
                 batch = collate(self._rows[start : start + self.schedule.micro_batch]).to(model.device)
                 total += float(self.objective(model, batch).total)
-                count += int(selected_tokens(batch, self.schedule.tokens).sum())
+                count += self.objective.count(batch)
         return total / max(1, count)
 
 
@@ -99,13 +121,3 @@ def mean_score(records: Sequence[Record]) -> float:
     if not scores:
         raise UsageError("the task's answers have no score: nothing to choose a checkpoint by")
     return sum(scores) / len(scores)
-
-
-def validation_scores(
-    loaded: Loaded, task: Task, store: RunStore | None, progress: Progress, what: str
-) -> dict[str, float]:
-    """A model's scores on the validation split, by instance id; 0 where an answer could not be scored."""
-    from uphold.measure.evaluate import evaluate
-
-    run = evaluate(loaded, task, split="validation", store=store, progress=progress, what=what)
-    return {record.id: record.score or 0.0 for record in run.records()}
