@@ -16,7 +16,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from evidence import RESULTS, WORK, Claim, mean_and_spread, write_evidence
+from evidence import RESULTS, WORK, Claim, mean_and_spread, use_one_thread, value, write_evidence
 
 import uphold
 from uphold.core.runs import RunStore
@@ -28,13 +28,6 @@ from uphold.repair.recipe import configure
 NAME, PAPER, TASK = "01_muscle", "arXiv:2407.09435", "demo"
 PLAIN, MUSCLE, CE, NEW = "plain update", "MUSCLE", "control: cross-entropy only", "control: new teacher only"
 RATES = ("accuracy_new", "nfr", "nfr_mc", "pfr", "nfi", "relative_nfr")
-
-
-def use_one_thread() -> None:
-    """One thread per worker process."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def run_seed(seed: int, folder: Path) -> dict[str, Comparison]:
@@ -57,13 +50,6 @@ def run_seed(seed: int, folder: Path) -> dict[str, Comparison]:
         for arm in result.arms:
             arms[arm.label if first else f"mask {mask}"] = arm.comparison
     return arms
-
-
-def value(comparison: Comparison, rate: str) -> float:
-    """A rate that is defined here."""
-    measured = comparison[rate].value
-    assert measured is not None
-    return measured
 
 
 def judge(seeds: list[dict[str, Comparison]]) -> list[Claim]:

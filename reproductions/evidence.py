@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uphold.core.storage import write_json
+from uphold.measure import Comparison
 from uphold.models.load import library_versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,6 +44,44 @@ def mean_and_spread(values: Sequence[float]) -> str:
     mean = sum(values) / len(values)
     spread = (sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)) ** 0.5
     return f"{100 * mean:.2f} ± {100 * spread:.2f} ({100 * min(values):.2f} to {100 * max(values):.2f})"
+
+
+def use_one_thread() -> None:
+    """One thread per worker process."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def value(comparison: Comparison, rate: str) -> float:
+    """A rate that is defined here."""
+    measured = comparison[rate].value
+    assert measured is not None
+    return measured
+
+
+RATES = ("accuracy_new", "nfr", "nfr_mc", "relative_nfr")
+"""What a table of arms shows."""
+Figures = dict[str, dict[str, list[float]]]
+"""By arm and rate, one value per seed."""
+
+
+def rates_of(arms: Mapping[str, Sequence[Comparison]]) -> Figures:
+    """`RATES` of each arm, given its comparisons with the old model, one per seed."""
+    return {arm: {rate: [round(value(one, rate), 5) for one in made] for rate in RATES} for arm, made in arms.items()}
+
+
+def print_arms(figures: Figures, plain: str) -> None:
+    """Print means over seeds, and how NFR stands to that of the arm called `plain`."""
+    width = max(map(len, figures)) + 2
+    header = f"{'accuracy':>15}{'NFR':>15}{'vs plain':>10}{'NFR^mc':>9}{'rel. NFR':>10}"
+    print(f"\n{'mean ± sd over seeds, %':<{width}}{header}")
+    for arm, rates in figures.items():
+        accuracy, nfr = (mean_and_spread(rates[name]).partition(" (")[0] for name in ("accuracy_new", "nfr"))
+        mixed, relative = (sum(rates[name]) / len(rates[name]) for name in ("nfr_mc", "relative_nfr"))
+        change = "" if arm == plain else f"{sum(rates['nfr']) / sum(figures[plain]['nfr']) - 1:+.1%}"
+        print(f"{arm:<{width}}{accuracy:>15}{nfr:>15}{change:>10}{100 * mixed:>9.2f}{relative:>10.3f}")
+    print()
 
 
 def write_evidence(

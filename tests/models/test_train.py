@@ -5,8 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,54 @@ import pytest
 import torch
 
 from uphold.core.errors import CorruptError, EmptyError, ModelError, UsageError
-from uphold.models import train as loop
+from uphold.models import trainer as loop
 from uphold.models.adapter import fresh_adapter
 from uphold.models.encode import Encoded, Encoder, collate
 from uphold.models.fingerprint import module_fingerprint
 from uphold.models.load import load
-from uphold.models.train import Schedule, StepLoss, chosen_epoch, cross_entropy, predictions, train
+from uphold.models.objective import cross_entropy
+from uphold.models.train import History, Schedule, StepLoss, chosen_epoch, train, trained_tokens
 
 SCHEDULE = Schedule(epochs=2, learning_rate=1e-2, warmup_steps=2, batch_size=4, micro_batch=4, select="loss")
+PLAIN = cross_entropy(SCHEDULE.tokens)
 TEXTS = [("a=", "1"), ("b=", "2"), ("c=", "3"), ("d=", "4"), ("ab=", "12"), ("cd=", "34"), ("dcba=", "4321")]
+
+
+@dataclass
+class Doing:
+    """Cross-entropy after something else has been done."""
+
+    first: Callable[[], None]
+
+    def __call__(self, model: Any, batch: Any) -> StepLoss:
+        self.first()
+        return PLAIN(model, batch)
+
+    def count(self, batch: Any) -> int:
+        return PLAIN.count(batch)
+
+
+@dataclass
+class Constant:
+    """A loss that is always the same."""
+
+    loss: StepLoss
+
+    def __call__(self, model: Any, batch: Any) -> StepLoss:
+        return self.loss
+
+    def count(self, batch: Any) -> int:
+        return 1
+
+
+class Instead:
+    """Cross-entropy with another loss in its place."""
+
+    def __init__(self, loss: Callable[[Any, Any], StepLoss]) -> None:
+        self.loss, self.count = loss, cross_entropy("all").count
+
+    def __call__(self, model: Any, batch: Any) -> StepLoss:
+        return self.loss(model, batch)
 
 
 def rows(model: Path) -> list[Encoded]:
@@ -31,20 +71,16 @@ def rows(model: Path) -> list[Encoded]:
 
 def run(
     model_path: Path, folder: Path, schedule: Schedule = SCHEDULE, key: str = "key", **changes: Any
-) -> tuple[Any, loop.History]:
+) -> tuple[Any, History]:
     model = fresh_adapter(load(model_path), 4, 8, changes.pop("dropout", 0.0), seed=0)
     data = rows(model_path)
 
-    def objective(module: Any, batch: Any) -> StepLoss:
-        return cross_entropy(module, batch, schedule.tokens)
-
     def validate(epoch: int) -> Mapping[str, float]:
         with torch.inference_mode():
-            return {"loss": float(objective(model, collate(data)).total), "accuracy": 0.5}
+            return {"loss": float(PLAIN(model, collate(data)).total), "accuracy": 0.5}
 
-    history = train(
-        model, changes.get("rows", data), changes.get("objective", objective), schedule, validate, folder, key=key
-    )
+    examples = changes.get("examples", [(row,) for row in data])
+    history = train(model, examples, changes.get("objective", PLAIN), schedule, validate, folder, key=key)
     return model, history
 
 
@@ -77,21 +113,47 @@ def test_accumulated_gradients_equal_one_large_batch(model_v1: Path, tmp_path: P
         assert torch.allclose(value, dict(split.named_parameters())[name], atol=2e-4), name
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointed_layers_give_the_same_gradients_and_are_left_as_they_were(
+    model_v1: Path, tmp_path: Path, dropout: float
+) -> None:
+    found, passes = [], []
+    for again in (False, True):
+        model = fresh_adapter(load(model_v1), 4, 8, dropout, seed=0)
+        reads: list[int] = []
+        model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_, reads=reads: reads.append(1))
+        with loop.checkpointed(model, again):
+            model.train()
+            torch.manual_seed(0)
+            cross_entropy("all")(model, collate(rows(model_v1))).total.backward()
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        passes.append(len(reads))
+        found.append({name: value.grad for name, value in model.named_parameters() if value.requires_grad})
+    assert passes == [1, 2]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    hashes = [
+        weights(run(model_v1, tmp_path / str(again), replace(SCHEDULE, gradient_checkpointing=again))[0])
+        for again in (False, True)
+    ]
+    assert hashes[0] == hashes[1]
+
+
 def test_padding_changes_nothing(model_v1: Path) -> None:
     model = load(model_v1).model
     data = rows(model_v1)
-    losses = [cross_entropy(model, collate(data, extra), "all").total.item() for extra in (0, 9)]
+    losses = [PLAIN(model, collate(data, extra)).total.item() for extra in (0, 9)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_only_the_asked_tokens_are_trained() -> None:
-    batch = collate([Encoded([5, 6], [7, 8]), Encoded([9], [3])])
-    answers, everything = predictions(batch, "answer"), predictions(batch, "all")
+    batch = collate([Encoded([5, 6], [7, 8], 3), Encoded([9], [3])])
+    answers, everything = trained_tokens(batch, "answer"), trained_tokens(batch, "all")
     assert answers.targets.tolist() == [7, 8, 3]
-    assert answers.rows.tolist() == [1, 2, 4]
+    assert list(zip(answers.sequence.tolist(), answers.position.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 0)]
     assert everything.targets.tolist() == [6, 7, 8, 3]
     assert everything.is_answer.tolist() == [False, True, True, True]
     assert everything.sequence.tolist() == [0, 0, 0, 1]
+    assert everything.instance.tolist() == [3, 3, 3, -1]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -103,16 +165,15 @@ def test_stopped_at_any_step_and_taken_up_again_ends_with_the_same_bytes(
     for stop_at in range(1, 4):
         steps = 0
 
-        def stopping(module: Any, batch: Any, stop_at: int = stop_at) -> StepLoss:
+        def stop(stop_at: int = stop_at) -> None:
             nonlocal steps
             steps += 1
             if steps > stop_at:
                 raise KeyboardInterrupt
-            return cross_entropy(module, batch, SCHEDULE.tokens)
 
         folder = tmp_path / f"stopped-{stop_at}"
         with pytest.raises(KeyboardInterrupt):
-            run(model_v1, folder, objective=stopping, dropout=dropout)
+            run(model_v1, folder, objective=Doing(stop), dropout=dropout)
         model, history = run(model_v1, folder, dropout=dropout)
         assert weights(model) == weights(expected)
         assert history == expected_history
@@ -124,12 +185,9 @@ def test_a_killed_process_is_taken_up_again(model_v1: Path, tmp_path: Path) -> N
         "import sys, time\n"
         "from pathlib import Path\n"
         "from tests.models import test_train as t\n"
-        "from uphold.models import train as loop\n"
+        "from uphold.models import trainer as loop\n"
         "loop.SAVE_EVERY_S = 0.0\n"
-        "def slow(module, batch):\n"
-        "    time.sleep(0.4)\n"
-        "    return loop.cross_entropy(module, batch, t.SCHEDULE.tokens)\n"
-        "t.run(Path(sys.argv[1]), Path(sys.argv[2]), objective=slow)\n"
+        "t.run(Path(sys.argv[1]), Path(sys.argv[2]), objective=t.Doing(lambda: time.sleep(0.4)))\n"
     )
     folder = tmp_path / "training"
     root = str(Path(__file__).parents[2])
@@ -149,10 +207,7 @@ def test_a_killed_process_is_taken_up_again(model_v1: Path, tmp_path: Path) -> N
 def test_a_finished_training_is_read_not_repeated(model_v1: Path, tmp_path: Path) -> None:
     first, history = run(model_v1, tmp_path / "t")
 
-    def never(module: Any, batch: Any) -> StepLoss:
-        raise AssertionError("trained again")
-
-    again, read = run(model_v1, tmp_path / "t", objective=never)
+    again, read = run(model_v1, tmp_path / "t", objective=Doing(lambda: pytest.fail("trained again")))
     assert weights(first) == weights(again)
     assert read == history
 
@@ -172,11 +227,44 @@ def test_a_damaged_state_is_named(model_v1: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_trained_is_refused(model_v1: Path, tmp_path: Path) -> None:
     with pytest.raises(EmptyError, match="train split is empty"):
-        run(model_v1, tmp_path / "a", rows=[])
+        run(model_v1, tmp_path / "a", examples=[])
     with pytest.raises(ModelError, match="not finite at step 0"):
-        run(model_v1, tmp_path / "b", objective=lambda module, batch: StepLoss(torch.tensor(float("nan")), {}))
+        run(model_v1, tmp_path / "b", objective=Constant(StepLoss(torch.tensor(float("nan")), {})))
     with pytest.raises(UsageError, match="learning rate > 0"):
         Schedule(learning_rate=0)
+    with pytest.raises(UsageError, match="must not be negative"):
+        Schedule(warmup_steps=-1)
+    with pytest.raises(UsageError, match="did you mean 'linear'"):
+        Schedule(decay="linaer")  # type: ignore[arg-type]
+
+
+def test_rows_of_one_instance_are_read_together(model_v1: Path, tmp_path: Path) -> None:
+    """Micro-batches hold whole examples; one that is larger than a micro-batch gets a forward pass of its own."""
+    data = rows(model_v1)
+    examples = [tuple(data[:3]), tuple(data[3:4]), tuple(data[4:6]), tuple(data[6:])]
+    sizes: list[list[int]] = []
+
+    class Watching(Doing):
+        def __call__(self, model: Any, batch: Any) -> StepLoss:
+            sizes.append(sorted(int(length) for length in batch.attention_mask.sum(dim=1)))
+            return super().__call__(model, batch)
+
+    schedule = replace(SCHEDULE, epochs=1, micro_batch=2)
+    run(model_v1, tmp_path / "t", schedule, examples=examples, objective=Watching(lambda: None))
+    lengths = [sorted(len(row.prompt) + len(row.answer) for row in example) for example in examples]
+    assert sorted(chain(*sizes)) == sorted(chain(*lengths))
+    assert lengths[0] in sizes
+    assert all(any(set(example) <= set(group) for group in sizes) for example in lengths)
+
+
+def test_the_learning_rate_rises_and_falls_as_asked() -> None:
+    def rates(decay: Any) -> list[float]:
+        schedule = replace(SCHEDULE, learning_rate=1.0, warmup_steps=2, decay=decay)
+        return [schedule.rate(step, 6) for step in range(6)]
+
+    assert rates("constant") == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert rates("linear") == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert rates("cosine") == pytest.approx([0.5, 1.0, 1.0, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5])
 
 
 def entry(epoch: int, accuracy: float, nfr: float = 0.0, loss: float = 0.0) -> dict[str, Any]:

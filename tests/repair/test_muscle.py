@@ -1,27 +1,29 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tests.conftest import save_tiny_model, write_task
+from tests.models.losses import crossed, draw, kl, loss_of, predictions, seen
 from uphold import compare, load_repair
 from uphold.core.errors import TokenizerMismatchError, UsageError
 from uphold.models.adapter import fresh_adapter, trainable_copy
-from uphold.models.encode import Batch, Encoded, collate
+from uphold.models.encode import Encoded, collate
 from uphold.models.fingerprint import module_fingerprint, weights_hash
 from uphold.models.load import Loaded, load
-from uphold.models.train import flat_logits, predictions
+from uphold.models.objective import Distillation, FrozenTeacher
+from uphold.models.train import trained_tokens
 from uphold.repair import AdaptConfig, MuscleConfig, Repair, adapt, muscle
-from uphold.repair.muscle import MASKS, step_loss, token_mask
+from uphold.repair.muscle import MASKS, MuscleRule
 
 ROWS = [Encoded([5, 6, 7], [8, 9]), Encoded([10, 11], [12]), Encoded([13, 14, 15, 16], [17, 18])]
-CONFIG = MuscleConfig()
+TRAINED = predictions([8, 2, 5, 1, 7, 7, 3], sequence=[0, 0, 0, 1, 1, 2, 2])
 TINY = {"epochs": 2, "learning_rate": 5e-3, "warmup_steps": 2, "batch_size": 16, "micro_batch": 8, "rank": 4}
 
 
@@ -32,30 +34,23 @@ def trio(model_v1: Path, model_v2: Path) -> tuple[Loaded, Loaded, Any]:
     return old, new, fresh_adapter(new, 4, 8, 0.0, seed=0)
 
 
-def constant(logits: torch.Tensor) -> Any:
-    """A model that answers every batch with the same logits, gradients kept."""
-
-    def forward(**_: Any) -> Any:
-        return type("Output", (), {"logits": logits})
-
-    return forward
-
-
-def loss_of(student: Any, old: Any, new: Any, batch: Batch, mask: Any = "student-wrong", weight: float = 1.0) -> Any:
-    return step_loss(student, old, new, batch, CONFIG, mask, weight)
+def objective(old: Loaded, new: Loaded) -> Distillation:
+    return Distillation(MuscleRule(), (FrozenTeacher(old.model), FrozenTeacher(new.model)), "all")
 
 
 def test_at_step_0_only_wrong_tokens_count(trio: tuple[Loaded, Loaded, Any]) -> None:
     """MC equals M2, so the new teacher's term is zero and the loss is the old teacher's over wrong tokens."""
     old, new, student = trio
     batch = collate(ROWS)
-    trained = predictions(batch, "all")
-    mine, theirs = flat_logits(student, batch)[trained.rows] / 2, flat_logits(old.model, batch)[trained.rows] / 2
+    trained = trained_tokens(batch, "all")
+    mine, theirs = (
+        model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[trained.sequence, trained.position]
+        for model in (student, old.model)
+    )
     wrong = mine.argmax(-1) != trained.targets
-    per_token = F.kl_div(mine.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-    measured = loss_of(student, old.model, new.model, batch)
-    assert measured.total.item() == pytest.approx(per_token[wrong].sum().item(), rel=1e-4)
-    assert measured.logs["loss"][1] == len(trained.rows) == 4 + 2 + 5
+    measured = objective(old, new)(student, batch)
+    assert measured.total.item() == pytest.approx(kl(theirs, mine, 2.0)[wrong].sum().item(), rel=1e-4)
+    assert measured.logs["loss"][1] == len(trained.targets) == 4 + 2 + 5
     assert measured.logs["kl_new_prompt"][0] == pytest.approx(0, abs=1e-5)
 
 
@@ -64,7 +59,7 @@ def test_equal_teachers_give_no_loss_and_leave_the_adapter_bit_identical(trio: t
     student = fresh_adapter(new, 4, 8, 0.0, seed=0)
     before = module_fingerprint(student, "x")["weights"]
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=0.1, weight_decay=0.0)
-    loss = loss_of(student, new.model, new.model, collate(ROWS)).total
+    loss = objective(new, new)(student, collate(ROWS)).total
     loss.backward()
     assert loss.item() == 0.0
     assert all(p.grad is None or not p.grad.any() for p in student.parameters())
@@ -74,39 +69,42 @@ def test_equal_teachers_give_no_loss_and_leave_the_adapter_bit_identical(trio: t
 
 @pytest.mark.parametrize("right", [True, False])
 def test_the_teacher_that_the_mask_leaves_out_does_not_matter(right: bool) -> None:
-    batch = collate(ROWS)
-    targets = torch.cat([batch.input_ids[:, 1:], batch.input_ids[:, :1]], dim=1)
-    likes = F.one_hot(targets, 24).float() * (9 if right else -9)
-    noise = [torch.randn(*targets.shape, 24, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2, 3)]
-    student = constant(likes)
-    old, other_old, new = (constant(one) for one in noise)
+    student = torch.nn.functional.one_hot(TRAINED.targets, 24).float() * (9 if right else -9)
+    old, other, new = (draw(7, 24, seed=seed) for seed in (1, 2, 3))
     if right:
-        assert loss_of(student, old, new, batch).total == loss_of(student, other_old, new, batch).total
+        one, two = (
+            loss_of(MuscleRule(), student, [old, new], TRAINED),
+            loss_of(MuscleRule(), student, [other, new], TRAINED),
+        )
     else:
-        assert loss_of(student, new, old, batch).total == loss_of(student, new, other_old, batch).total
+        one, two = (
+            loss_of(MuscleRule(), student, [new, old], TRAINED),
+            loss_of(MuscleRule(), student, [new, other], TRAINED),
+        )
+    assert one.total == two.total
+    assert torch.equal(one.gradient, two.gradient)
 
 
-def test_the_mask_ignores_temperature_and_shifted_logits() -> None:
-    batch = collate(ROWS)
-    trained = predictions(batch, "all")
-    logits = torch.randn(batch.input_ids.numel(), 24, generator=torch.Generator().manual_seed(0))
-    old = torch.randn(batch.input_ids.numel(), 24, generator=torch.Generator().manual_seed(1))
-    for mask in MASKS:
-        plain = token_mask(mask, logits, old, old, trained)
-        assert torch.equal(plain, token_mask(mask, logits + 7, old + 3, old + 3, trained))
-        assert not plain.requires_grad
-    wrong = token_mask("student-wrong", logits, old, old, trained)
-    assert torch.equal(wrong, token_mask("student-wrong", logits / 50, old, old, trained))
-    assert torch.equal(wrong, logits[trained.rows].argmax(-1) != trained.targets)
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_mask_ignores_temperature_and_shifted_logits(mask: Any) -> None:
+    student, old, new = (draw(7, 24, seed=seed) for seed in (1, 2, 3))
+
+    def follows(rule: MuscleRule, *logits: torch.Tensor) -> list[bool]:
+        found = rule.follows_old(seen(rule, logits[0], logits[1:], TRAINED))
+        assert not found.requires_grad
+        return found.tolist()  # type: ignore[no-any-return]
+
+    plain = follows(MuscleRule(mask), student, old, new)
+    assert follows(MuscleRule(mask), student + 7, old + 3, new + 3) == plain
+    assert follows(MuscleRule(mask, temperature=50.0), student, old, new) == plain
 
 
 def test_every_mask_by_hand() -> None:
     """One sequence of three predictions over two tokens; gold is token 1 each time."""
-    batch = collate([Encoded([1], [1, 1, 1])])
-    trained = predictions(batch, "all")
-    student = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 5.0], [0.0, 0.0]])
-    old = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
-    new = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    trained = predictions([1, 1, 1])
+    student = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 5.0]])
+    old = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    new = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     expected = {
         "student-wrong": [False, True, False],
         "new-wrong": [True, True, False],
@@ -116,20 +114,33 @@ def test_every_mask_by_hand() -> None:
         "likelihood-token": [False, True, False],
         # sums: student -1.63, old -1.94: the student likes the sequence more
         "likelihood-sequence": [False, False, False],
-        None: [False, False, False],
     }
+    assert set(expected) == set(MASKS)
     for mask, values in expected.items():
-        assert token_mask(mask, student, old, new, trained).tolist() == values, mask  # type: ignore[arg-type]
+        rule = MuscleRule(mask)  # type: ignore[arg-type]
+        assert rule.follows_old(seen(rule, student, [old, new], trained)).tolist() == values, mask
+        weighed = loss_of(rule, student, [old, new], trained)
+        chosen = torch.where(torch.tensor(values)[:, None], old, new)
+        assert weighed.total == pytest.approx(float(kl(chosen, student, 2.0).sum()), rel=1e-5), mask
 
 
-def test_lambda_1_is_the_pure_loss_and_0_is_cross_entropy(trio: tuple[Loaded, Loaded, Any]) -> None:
-    old, new, student = trio
-    batch = collate(ROWS)
-    trained = predictions(batch, "all")
-    pure, half, none = (loss_of(student, old.model, new.model, batch, weight=w).total for w in (1.0, 0.5, 0.0))
-    crossed = F.cross_entropy(flat_logits(student, batch)[trained.rows], trained.targets, reduction="sum")
-    assert none.item() == pytest.approx(crossed.item(), rel=1e-5)
-    assert half.item() == pytest.approx((pure.item() + none.item()) / 2, rel=1e-5)
+def test_a_sequences_likelihood_decides_for_all_of_its_tokens() -> None:
+    rule = MuscleRule("likelihood-sequence")
+    student, old = draw(7, 24, seed=1), draw(7, 24, seed=2)
+    better = -crossed(old, TRAINED) + crossed(student, TRAINED)
+    expected = [float(better[TRAINED.sequence == row].sum()) > 0 for row in (0, 0, 0, 1, 1, 2, 2)]
+    assert rule.follows_old(seen(rule, student, [old, old], TRAINED)).tolist() == expected
+    assert len(set(expected)) == 2
+
+
+def test_lambda_1_is_the_pure_loss_and_0_is_cross_entropy() -> None:
+    student, old, new = (draw(7, 24, seed=seed) for seed in (1, 2, 3))
+    pure, half, none = (
+        loss_of(MuscleRule(kl_weight=weight), student, [old, new], TRAINED) for weight in (1.0, 0.5, 0.0)
+    )
+    assert none.total == pytest.approx(float(crossed(student, TRAINED).sum()), rel=1e-5)
+    assert half.total == pytest.approx((pure.total + none.total) / 2, rel=1e-5)
+    assert torch.allclose(half.gradient, (pure.gradient + none.gradient) / 2, atol=1e-6)
     assert MuscleConfig().weight == 1.0
     assert MuscleConfig(mask="likelihood-token").weight == 0.5
     assert MuscleConfig(mask="likelihood-token", kl_weight=0.9).weight == 0.9
@@ -137,13 +148,13 @@ def test_lambda_1_is_the_pure_loss_and_0_is_cross_entropy(trio: tuple[Loaded, Lo
 
 def test_padding_changes_nothing(trio: tuple[Loaded, Loaded, Any]) -> None:
     old, new, student = trio
-    losses = [loss_of(student, old.model, new.model, collate(ROWS, extra)).total.item() for extra in (0, 5, 17)]
+    losses = [objective(old, new)(student, collate(ROWS, extra)).total.item() for extra in (0, 5, 17)]
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
 
 
 def test_no_gradient_reaches_teachers(trio: tuple[Loaded, Loaded, Any]) -> None:
     old, new, student = trio
-    loss_of(student, old.model, new.model, collate(ROWS)).total.backward()
+    objective(old, new)(student, collate(ROWS)).total.backward()
     assert all(p.grad is None for model in (old.model, new.model) for p in model.parameters())
     assert any(p.grad is not None and p.grad.any() for p in student.parameters())
 
@@ -151,14 +162,16 @@ def test_no_gradient_reaches_teachers(trio: tuple[Loaded, Loaded, Any]) -> None:
 def test_impossible_options_are_refused() -> None:
     with pytest.raises(UsageError, match="did you mean 'old-correct'"):
         MuscleConfig(mask="old-corect")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="temperature > 0"):
+    with pytest.raises(UsageError, match="temperature must be above 0"):
         MuscleConfig(temperature=0)
+    with pytest.raises(UsageError, match=r"kl_weight in \[0, 1\]"):
+        MuscleConfig(kl_weight=1.5)
 
 
 @pytest.fixture(scope="module")
 def repaired(
     model_v1: Path, model_v2: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Repair, dict[str, Any], Path]:
+) -> Iterator[tuple[Repair, dict[str, Any], Path]]:
     """A whole repair on tiny models: adapters, MUSCLE, both controls."""
     folder = tmp_path_factory.mktemp("repair")
     patch = pytest.MonkeyPatch()
@@ -192,10 +205,11 @@ def test_the_repair_is_compared_with_the_old_model_and_has_its_controls(repaired
 def test_terms_are_logged_apart_for_prompt_and_answer(repaired: tuple[Repair, Any, Path]) -> None:
     result, _, _ = repaired
     logged = result.repaired.history[1].train
-    assert {"loss", "mask_rate_prompt", "mask_rate_answer", "kl_old_answer"} <= logged.keys()
-    assert 0 < logged["mask_rate_prompt"] <= 1
-    assert "cross_entropy" in result.arms[1].history[1].train
-    assert result.arms[2].history[1].train["mask_rate_answer"] == 0
+    assert {"loss", "kl_old_rate_prompt", "kl_old_rate_answer", "kl_old_answer"} <= logged.keys()
+    assert 0 < logged["kl_old_rate_prompt"] <= 1
+    assert logged["kl_old_rate_answer"] + logged["kl_new_rate_answer"] == pytest.approx(1)
+    assert {"cross_entropy_prompt", "cross_entropy_answer"} <= result.arms[1].history[1].train.keys()
+    assert result.arms[2].history[1].train["kl_answer"] == pytest.approx(0, abs=1e-6)
 
 
 def test_it_loads_again_as_it_was_saved_and_its_card_carries_the_table(repaired: tuple[Repair, Any, Path]) -> None:
@@ -210,7 +224,8 @@ def test_repeating_the_call_reads_what_is_there(
 ) -> None:
     result, given, folder = repaired
     monkeypatch.setenv("UPHOLD_STORE", str(folder / "store"))
-    monkeypatch.setattr(sys.modules["uphold.repair.muscle"], "step_loss", lambda *_: pytest.fail("trained again"))
+    rule = sys.modules["uphold.repair.muscle"].MuscleRule
+    monkeypatch.setattr(rule, "__call__", lambda *_: pytest.fail("trained again"))
     again = muscle(given["old"], given["new"], given["task"], out=folder / "out", config=given["config"])
     assert str(again) == str(result)
 
@@ -227,7 +242,7 @@ def test_loaded_models_are_taken_as_well(repaired: tuple[Repair, Any, Path], tmp
 def test_a_worse_update_is_refused(
     model_v1: Path, model_v2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("uphold.repair.distill.WORSE_MARGIN", -1.0)
+    monkeypatch.setattr("uphold.repair.protocol.WORSE_MARGIN", -1.0)
     with pytest.raises(UsageError, match="worse than the old one on validation"):
         muscle(model_v1, model_v2, write_task(tmp_path), out=tmp_path / "out", config=MuscleConfig(**TINY))
 

@@ -52,7 +52,7 @@ def test_a_recipe_file_and_what_can_be_wrong_with_it(tmp_path: Path) -> None:
     assert (shared.epochs, shared.temperature, shared.mask) == (4, 5.0, "old-only")
     assert configure(AdaptConfig(), "adapt", path) == AdaptConfig()
     path.write_text("repair: {epoch: 3}\n")
-    with pytest.raises(UsageError, match="option of 'repair' .* did you mean 'epochs'"):
+    with pytest.raises(UsageError, match=r"option of 'repair' .* did you mean 'epochs'"):
         configure(MuscleConfig(), "muscle", path)
     path.write_text("- a list\n")
     with pytest.raises(UsageError, match="must be a mapping"):

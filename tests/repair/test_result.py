@@ -22,6 +22,7 @@ def repair(tmp_path: Path) -> Repair:
     """Old right on 0-5, new on 2-7 (2 negative flips), repaired on 1-7 (1 negative flip)."""
     old, new = run(tmp_path, "old", set(range(6))), run(tmp_path, "new", set(range(2, 8)))
     fixed = run(tmp_path, "repaired", set(range(1, 8)))
+    chosen = [run(tmp_path / "validation", name, {0, 1}) for name in ("old", "new", "repaired")]
     history = (
         Epoch(0, {}, {"accuracy": 0.6, "nfr": 0.2}),
         Epoch(1, {"loss": 1.0}, {"accuracy": 0.7, "nfr": 0.1}, True),
@@ -30,10 +31,11 @@ def repair(tmp_path: Path) -> Repair:
         method="muscle",
         paper="arXiv:2407.09435",
         before=compare_runs(old, new),
-        arms=(Arm("repaired", "MUSCLE", compare_runs(old, fixed), history, control=False),),
+        validation=compare_runs(*chosen[:2]),
+        arms=(Arm("repaired", "MUSCLE", compare_runs(old, fixed), compare_runs(chosen[0], chosen[2]), history, False),),
         config={"temperature": 2.0},
         splits={"train": 5, "validation": 3, "test": 10},
-        adapter=tmp_path / "out" / "adapter",
+        artifact=tmp_path / "out" / "adapter",
         notes=("a note",),
     )
 
@@ -54,12 +56,15 @@ def test_what_is_saved_is_loaded(repair: Repair, tmp_path: Path) -> None:
     again = load_repair(folder)
     assert again.table() == repair.table()
     assert again.repaired.history == repair.repaired.history
-    assert (again.config, again.splits, again.notes, again.adapter) == (
+    assert (again.config, again.splits, again.notes, again.artifact, again.form) == (
         repair.config,
         repair.splits,
         repair.notes,
         folder / "adapter",
+        "adapter",
     )
+    assert again.validation.rates == repair.validation.rates
+    assert again.repaired.validation.rates == repair.repaired.validation.rates
 
 
 def test_damage_is_named(repair: Repair, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from uphold.core.records import Record
 from uphold.core.runs import Run, write_run
 from uphold.measure.comparison import compare_runs
-from uphold.repair.result import Arm, Epoch, Repair
+from uphold.repair.result import Arm, Epoch, Form, Repair
 from uphold.report import write_report
 
 HOSTILE = (
@@ -117,7 +117,15 @@ def save_comparison(tmp_path: Path) -> Callable[..., Path]:
     return save
 
 
-def make_repair(folder: Path, text: str = "", label: str = "MUSCLE", **options: Any) -> Path:
+def make_repair(
+    folder: Path,
+    text: str = "",
+    label: str = "MUSCLE",
+    form: Form = "adapter",
+    controls: bool = True,
+    trained: bool = True,
+    **options: Any,
+) -> Path:
     runs = folder.parent / f"{folder.name} runs"
     old = write(runs / "old", f"v1{text}", choice_records(0, text, **options))
     new = write(runs / "new", f"v2{text}", choice_records(1, text, **options))
@@ -126,16 +134,20 @@ def make_repair(folder: Path, text: str = "", label: str = "MUSCLE", **options: 
     for arm, column, control in (("repaired", 2, False), ("finetuned", 1, True)):
         run = write(runs / arm, f"v2+{arm}", choice_records(column, text, **options))
         title = f"control: {arm}" if control else label
-        arms.append(Arm(arm, title, compare_runs(old, run, again), history(0.02 * control), control))
+        # The 40 instances serve as the validation split, too.
+        measured = compare_runs(old, run, again), compare_runs(old, run)
+        arms.append(Arm(arm, title, *measured, history(0.02 * control) if trained else (), control))
     repair = Repair(
-        "muscle",
-        "arXiv:2407.09435",
-        compare_runs(old, new, again),
-        tuple(arms),
-        {"rank": 8, "targets": ["q_proj"], "text": text},
-        {"train": 100, "validation": 20, "test": 40},
-        folder.parent / "adapter",
-        (f"a note{text}",),
+        method="muscle",
+        paper="arXiv:2407.09435",
+        before=compare_runs(old, new, again),
+        validation=compare_runs(old, new),
+        arms=tuple(arms if controls else arms[:1]),
+        config={"rank": 8, "targets": ["q_proj"], "text": text} | ({"epochs": 2} if trained else {}),
+        splits={"train": 100, "validation": 20, "test": 40},
+        artifact=folder.parent / form,
+        form=form,
+        notes=(f"a note{text}",),
     )
     return repair.save(folder)
 

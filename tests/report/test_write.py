@@ -56,3 +56,23 @@ def _environment() -> dict[str, str]:
 
     source = Path(__file__).parents[2] / "src"
     return {**os.environ, "PYTHONPATH": str(source)}
+
+
+@pytest.mark.parametrize("form", ["weights", "pair"])
+def test_repairs_of_every_form_without_controls_or_training(form: str, save_repair: Save) -> None:
+    path = write_report(save_repair(form=form, controls=False, trained=False))
+    saved = json.loads(path.with_name("report.json").read_text())
+    assert (saved["repair"]["form"], saved["repair"]["artifact"]) == (form, form)
+    assert [arm["role"] for arm in saved["arms"]] == ["old", "new", "repaired"]
+    assert "No training history was recorded." in path.read_text()
+    both = "The repaired version asks both models for every instance."
+    assert (both in saved["remarks"]) == (form == "pair")
+
+
+def test_validation_stands_beside_test(save_repair: Save) -> None:
+    path = write_report(save_repair())
+    arm = next(
+        one for one in json.loads(path.with_name("report.json").read_text())["arms"] if one["role"] == "repaired"
+    )
+    assert arm["validation"]["nfr"]["value"] == pytest.approx(0.075)
+    assert "On validation" in path.read_text()

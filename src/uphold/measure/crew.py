@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from uphold.measure.executors import Unit
@@ -49,7 +50,12 @@ def model_bytes(model: ModelLike) -> int:
     """About what a model takes in memory as float32, at most; 0 for an endpoint."""
     if is_endpoint(model):
         return 0
-    base = find_model(model).base
+    files = find_model(model)
+    parts = [files] if files.pair is None else [files.pair.old, files.pair.new]
+    return sum(_base_bytes(part.base) for part in parts)
+
+
+def _base_bytes(base: Path) -> int:
     if base.is_file():
         return 8 * base.stat().st_size
     return 2 * sum(path.stat().st_size for path in base.glob("*.safetensors"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ from uphold.core.storage import atomic_folder, write_json, write_text
 from uphold.models.fingerprint import files_fingerprint, weights_hash
 from uphold.models.load import ADAPTER_FACTS, Loaded
 from uphold.models.reference import ModelFiles
+from uphold.models.shared import shared_copy
 
 
 def fresh_adapter(loaded: Loaded, rank: int, alpha: float, dropout: float, seed: int) -> Any:
-    """A copy of the model with a new LoRA on all linear layers but the output head (PEFT's "all-linear").
+    """The model with a new LoRA on all linear layers but the output head (PEFT's "all-linear"), on the same weights.
 
     It computes what the model computes, since LoRA's second factor starts at zero; the first is drawn from
     `seed` without touching torch's global generator.
@@ -27,17 +27,20 @@ def fresh_adapter(loaded: Loaded, rank: int, alpha: float, dropout: float, seed:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = get_peft_model(copy.deepcopy(loaded.model), config)
+        model = get_peft_model(shared_copy(loaded.model), config)
     model.eval()
     return model
 
 
 def trainable_copy(loaded: Loaded, rank: int, alpha: float, dropout: float, seed: int) -> Any:
-    """A copy of the model whose adapter alone is trainable: a copy of its own adapter, or a fresh LoRA."""
+    """The model with an adapter that alone is trainable: a copy of its own adapter, or a fresh LoRA.
+
+    It shares the frozen weights of `loaded`, which goes on computing what it did (`uphold.models.shared`).
+    """
     if not is_adapted(loaded):
         return fresh_adapter(loaded, rank, alpha, dropout, seed)
-    model = copy.deepcopy(loaded.model)
-    active = model.active_adapter
+    active = loaded.model.active_adapter
+    model = shared_copy(loaded.model, active)
     model.set_adapter(active)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".{active}." in name and parameter.is_floating_point())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 from uphold.core.errors import UsageError
@@ -65,7 +66,7 @@ def mixed_target(
         combined = sum((share * teacher for teacher, share in parts[1:]), parts[0][1] * parts[0][0])
     else:
         shifted = [(teacher / divergence.temperature).log_softmax(dim=-1) + share.log() for teacher, share in parts]
-        return torch.stack(shifted).logsumexp(dim=0)
+        return reduce(lambda one, other: one.logaddexp(other), shifted)
     return combined if divergence.target == "logits" else (combined / divergence.temperature).log_softmax(dim=-1)
 
 
@@ -84,9 +85,11 @@ class ForwardKL:
         """See `Divergence`."""
         own = (student / self.temperature).log_softmax(dim=-1)
         teacher = target.exp()
-        # A log-probability of minus infinity has no mass: 0 log 0 is 0.
-        value = (teacher * (target - own)).masked_fill(teacher == 0, 0).sum(dim=-1)
-        gradient = (own.exp() - teacher) * (self.scale / self.temperature)
+        excess = own.exp() - teacher
+        # A log-probability of minus infinity has no mass: 0 log 0 is 0. The excess sums to zero; added, it cancels the
+        # rounding of both normalisers, which is larger than the divergence itself where T is high or models are alike.
+        value = (teacher * (target - own)).masked_fill_(teacher == 0, 0).add_(excess).sum(dim=-1)
+        gradient = excess * (self.scale / self.temperature)
         return Valued(self.scale * value, gradient)
 
 
@@ -100,7 +103,8 @@ class ReverseKL:
     def __call__(self, student: torch.Tensor, target: torch.Tensor) -> Valued:
         """See `Divergence`."""
         own = (student / self.temperature).log_softmax(dim=-1)
-        share, ratio = own.exp(), own - target
+        share = own.exp()
+        ratio = (own - target).masked_fill(share == 0, 0)
         value = (share * ratio).sum(dim=-1)
         return Valued(value, share * (ratio - value[:, None]) / self.temperature)
 
@@ -126,8 +130,9 @@ class JensenShannon:
         own = (student / self.temperature).log_softmax(dim=-1)
         middle = (target + math.log(self.beta)).logaddexp(own + math.log(1 - self.beta))
         teacher, share = target.exp(), own.exp()
-        slope = (1 - self.beta) * (own - middle)
-        value = self.beta * (teacher * (target - middle)).sum(dim=-1) + (share * slope).sum(dim=-1)
+        slope = (1 - self.beta) * (own - middle).masked_fill(share == 0, 0)
+        pull = self.beta * (target - middle).masked_fill(teacher == 0, 0)
+        value = (teacher * pull).sum(dim=-1) + (share * slope).sum(dim=-1)
         gradient = share * (slope - (share * slope).sum(dim=-1, keepdim=True)) / self.temperature
         return Valued(value, gradient)
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from uphold.core.errors import CorruptError, ModelError
 from uphold.core.hashing import sha256_of, sha256_of_file, sha256_of_parts
 from uphold.core.storage import read_json
-from uphold.models.reference import ModelFiles
+from uphold.models.pair_file import GATE, read_pair
+from uphold.models.reference import ModelFiles, PairFiles
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,14 @@ _VOLATILE = ("transformers_version", "_name_or_path", "name_or_path", "torch_dty
 
 
 def files_fingerprint(files: ModelFiles) -> dict[str, Any]:
-    """`name`, `weights`, `config`, `tokenizer` and `adapter` hashes of a model on disk, without loading it."""
+    """`name`, `weights`, `config`, `tokenizer` and `adapter` hashes of a model on disk, without loading it.
+
+    Raises:
+        ModelError: there are no weights, or a model of a pair is not the one that the pair was made of.
+        CorruptError: a file does not hold what was written to it.
+    """
+    if files.pair is not None:
+        return _pair_fingerprint(files.name, files.pair)
     fingerprint: dict[str, Any] = {"name": files.name, "adapter": None}
     if files.is_gguf:
         fingerprint |= {"weights": _file_hash(files.base, *_stamp(files.base)), "config": "gguf", "tokenizer": "gguf"}
@@ -43,6 +51,14 @@ def files_fingerprint(files: ModelFiles) -> dict[str, Any]:
             [weights_hash(files.adapter), _config_hash(files.adapter / "adapter_config.json")]
         )
     return fingerprint
+
+
+def _pair_fingerprint(name: str, pair: PairFiles) -> dict[str, Any]:
+    saved = read_pair(pair.folder)
+    path = pair.folder / GATE
+    gate = path.read_bytes() if saved.gate is not None and path.is_file() else None
+    saved.check(name, files_fingerprint(pair.old), files_fingerprint(pair.new), gate)
+    return saved.fingerprint(name)
 
 
 def weights_hash(folder: Path) -> str:

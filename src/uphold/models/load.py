@@ -27,7 +27,7 @@ class Loaded(NamedTuple):
     """A model ready to use, with its tokenizer and its fingerprint."""
 
     model: PreTrainedModel
-    """In eval mode; a `peft.PeftModel` where there is an adapter."""
+    """In eval mode; a `peft.PeftModel` where there is an adapter, a `ModelPair` for a pair of models."""
     tokenizer: PreTrainedTokenizerBase
     name: str
     """How its user named it."""
@@ -72,7 +72,13 @@ def library_versions() -> dict[str, str]:
 
 
 def attention_kernel(files: ModelFiles) -> str:
-    """The attention kernel that a model is loaded with: `sdpa`, or `eager` where its architecture has no other."""
+    """The attention kernel that a model is loaded with: `sdpa`, or `eager` where its architecture has no other.
+
+    A pair has `sdpa` where both of its models have.
+    """
+    if files.pair is not None:
+        kernels = {attention_kernel(one) for one in (files.pair.old, files.pair.new)}
+        return ATTENTION if kernels == {ATTENTION} else "eager"
     if files.is_gguf:
         return ATTENTION
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
@@ -113,8 +119,21 @@ def load(model: ModelLike) -> Loaded:
             f"'{model}' is an endpoint: it can be evaluated and compared, but there are no weights to load"
         )
     if isinstance(model, str | Path):
-        return _load_files(find_model(model))
+        return load_files(find_model(model))
     return _from_memory(model)
+
+
+def check_single(loaded: Loaded) -> None:
+    """Refuse a pair of models, where weights are needed.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if "pair" in loaded.fingerprint:
+        raise UsageError(
+            f"'{loaded.name}' is a pair of models: it can be evaluated and compared, but has no weights of its own; "
+            "name one of its two models"
+        )
 
 
 def check_same_tokenizer(old: Loaded, new: Loaded) -> None:
@@ -129,14 +148,23 @@ def check_same_tokenizer(old: Loaded, new: Loaded) -> None:
     token = min(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
     raise TokenizerMismatchError(
         f"'{old.name}' and '{new.name}' have different tokenizers ({len(ours)} and {len(theirs)} tokens; {token!r} is "
-        f"{ours.get(token, 'absent')} and {theirs.get(token, 'absent')}): token-level distillation needs one "
-        "token-id map"
+        f"{ours.get(token, 'absent')} and {theirs.get(token, 'absent')}): this needs one token-id map"
     )
 
 
-def _load_files(files: ModelFiles) -> Loaded:
+def load_files(files: ModelFiles, device_map: str | None = None) -> Loaded:
+    """The model, or pair of models, in `files`; see `load`.
+
+    Args:
+        files: where it is.
+        device_map: see `load_base`.
+    """
     fingerprint = files_fingerprint(files)
-    model, tokenizer = load_base(files)
+    if files.pair is not None:
+        from uphold.models.pair import load_pair
+
+        return load_pair(files, fingerprint, device_map)
+    model, tokenizer = load_base(files, device_map)
     if files.adapter is not None:
         model = attach_adapter(model, files, fingerprint["weights"])
     return Loaded(_ready(model), tokenizer, files.name, fingerprint, files)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from uphold.models.distillation import distillation_loss
 from uphold.models.encode import Batch
-from uphold.models.projection import Logits, Reader
+from uphold.models.projection import Logits, Projected, Reader, Whole
 from uphold.models.rules import Rule, Tokens, Trained, Weights
+from uphold.models.targets import NotKeptError
 from uphold.models.train import StepLoss, selected_tokens, trained_tokens
 from uphold.models.train import Tokens as Which
 
@@ -23,13 +24,24 @@ class Teacher(Protocol):
         ...
 
 
+@runtime_checkable
+class StandIn(Protocol):
+    """A teacher in whose place another may be asked, because it does not know all that the other does."""
+
+    @property
+    def teacher(self) -> Teacher:
+        """The other."""
+        ...
+
+
 class FrozenTeacher:
-    """A model in eval mode, read anew for every batch."""
+    """A model, put in eval mode and read anew for every batch."""
 
     def __init__(self, model: Any) -> None:
+        self.model = model.eval()
         self._reader = Reader(model)
 
-    def logits(self, batch: Batch, trained: Trained) -> Logits:
+    def logits(self, batch: Batch, trained: Trained) -> Projected | Whole:
         """See `Teacher`."""
         with torch.no_grad():
             return self._reader.logits(batch, trained.sequence, trained.position)
@@ -46,7 +58,7 @@ class Distillation:
             teachers: those that the rule's terms name by number.
             tokens: which tokens are trained.
         """
-        self.rule, self.teachers, self.tokens = rule, teachers, tokens
+        self.rule, self.teachers, self.tokens = rule, tuple(teachers), tokens
         self._student: Reader | None = None
 
     def __call__(self, model: Any, batch: Batch) -> StepLoss:
@@ -54,9 +66,16 @@ class Distillation:
         if self._student is None or self._student.model is not model:
             self._student = Reader(model)
         trained = trained_tokens(batch, self.tokens)
-        teachers = [teacher.logits(batch, trained) for teacher in self.teachers]
         student = self._student.logits(batch, trained.sequence, trained.position)
-        return StepLoss(*distillation_loss(student, teachers, trained, self.rule))
+        try:
+            return StepLoss(*distillation_loss(student, self._say(batch, trained), trained, self.rule))
+        except NotKeptError:
+            # The rule needs more than a stand-in knows, and will again.
+            self.teachers = tuple(one.teacher if isinstance(one, StandIn) else one for one in self.teachers)
+            return StepLoss(*distillation_loss(student, self._say(batch, trained), trained, self.rule))
+
+    def _say(self, batch: Batch, trained: Trained) -> list[Logits]:
+        return [teacher.logits(batch, trained) for teacher in self.teachers]
 
     def count(self, batch: Batch) -> int:
         """The trained tokens."""

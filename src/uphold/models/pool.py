@@ -9,7 +9,7 @@ from uphold.models.encode import Encoder
 from uphold.models.endpoint_reference import is_endpoint, parse_endpoint
 from uphold.models.engine import EndpointEngine, Engine, LocalEngine, Meter
 from uphold.models.fingerprint import files_fingerprint
-from uphold.models.load import Loaded, ModelLike, attach_adapter, load, load_base
+from uphold.models.load import Loaded, ModelLike, attach_adapter, load, load_base, load_files
 from uphold.models.reference import ModelFiles, find_model
 
 
@@ -45,6 +45,10 @@ class ModelPool:
         by_files = loaded.files is not None and not loaded.files.is_gguf
         key = str(loaded.fingerprint["tokenizer"]) if by_files else id(loaded.tokenizer)
         encoder = self._encoders.setdefault(key, Encoder(loaded.tokenizer))
+        if "pair" in loaded.fingerprint:
+            from uphold.models.pair_engine import pair_engine
+
+            return pair_engine(loaded, batch_tokens, encoder, meter)
         return LocalEngine(loaded, batch_tokens, encoder, meter)
 
     def load(self, model: ModelLike) -> Loaded:
@@ -58,6 +62,8 @@ class ModelPool:
             self._release()
             self._load(files)
             self._key = key
+        if files.pair is not None:
+            return Loaded(self._base, self._tokenizer, files.name, fingerprint, None)
         return Loaded(self._dressed(files, fingerprint), self._tokenizer, files.name, fingerprint, files)
 
     def _dressed(self, files: ModelFiles, fingerprint: dict[str, Any]) -> Any:
@@ -73,6 +79,10 @@ class ModelPool:
         return self._base.eval()
 
     def _load(self, files: ModelFiles) -> None:
+        if files.pair is not None:
+            pair = load_files(files, self.device_map)
+            self._base, self._tokenizer, self._weights = pair.model, pair.tokenizer, {}
+            return
         self._base, self._tokenizer = load_base(files, self.device_map)
         self._weights = _identity(self._base)
 

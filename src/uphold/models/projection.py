@@ -7,7 +7,7 @@ head than its config tells of (soft-capping, scaling), the one position shows it
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -26,6 +26,15 @@ class Logits(Protocol):
         ...
 
 
+@runtime_checkable
+class Sparing(Protocol):
+    """Logits that can be had for single positions, so that none is made for a position that does not count."""
+
+    def at(self, positions: torch.Tensor) -> torch.Tensor:
+        """Those of some positions, as `Logits.chunk`; `positions` are numbers from 0 to n - 1, shape (m,)."""
+        ...
+
+
 class Projected:
     """Logits made from hidden states by a frozen output head."""
 
@@ -36,20 +45,29 @@ class Projected:
             hidden: shape (n, width); the gradient of the logits is turned into one of these.
             head: the output projection, an `nn.Linear`.
         """
-        self.source, self._head = hidden, head
+        self.source, self.head = hidden, head
+        self.vocabulary = int(head.weight.shape[0])
 
     def __len__(self) -> int:
         return len(self.source)
 
     def chunk(self, part: slice) -> torch.Tensor:
         """See `Logits`."""
+        return self.project(self.source[part])
+
+    def at(self, positions: torch.Tensor) -> torch.Tensor:
+        """See `Sparing`."""
+        return self.project(self.source[positions])
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of hidden states, in float32, without gradient."""
         with torch.no_grad():
-            logits: torch.Tensor = self._head(self.source[part])
+            logits: torch.Tensor = self.head(hidden)
         return logits.float()
 
     def pull_back(self, gradient: torch.Tensor) -> torch.Tensor:
         """From a gradient of the logits, shape (m, vocabulary), to one of the hidden states, shape (m, width)."""
-        weight: torch.Tensor = self._head.weight
+        weight: torch.Tensor = self.head.weight
         return gradient.to(weight.dtype) @ weight
 
 
@@ -58,6 +76,7 @@ class Whole:
 
     def __init__(self, logits: torch.Tensor) -> None:
         self.source = logits
+        self.vocabulary = int(logits.shape[-1])
 
     def __len__(self) -> int:
         return len(self.source)
@@ -65,6 +84,10 @@ class Whole:
     def chunk(self, part: slice) -> torch.Tensor:
         """See `Logits`."""
         return self.source[part].detach().float()
+
+    def at(self, positions: torch.Tensor) -> torch.Tensor:
+        """See `Sparing`."""
+        return self.source[positions].detach().float()
 
     def pull_back(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient itself."""
@@ -76,7 +99,7 @@ class Reader:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._head = _frozen_linear_head(model)
+        self._head = _linear_head(model)
 
     def logits(self, batch: Batch, sequence: torch.Tensor, position: torch.Tensor) -> Projected | Whole:
         """The model's logits at (sequence, position) pairs, with gradient where gradients are on.
@@ -86,7 +109,9 @@ class Reader:
             sequence: rows of the batch, shape (n,).
             position: places in these rows, shape (n,); the logits are for the token that follows.
         """
-        if self._head is not None and len(sequence):
+        # A head that is trained needs its own gradient; that a teacher's could be trained does not matter.
+        trained = self._head is not None and self._head.weight.requires_grad and torch.is_grad_enabled()
+        if self._head is not None and not trained and len(sequence):
             hidden, sample = self._narrowed(batch, sequence, position)
             with torch.no_grad():
                 plain = self._head(hidden[:1])
@@ -117,8 +142,7 @@ class Reader:
         return output.logits  # type: ignore[no-any-return]
 
 
-def _frozen_linear_head(model: Any) -> Any:
-    """The model's output head if it is a plain linear layer that is not trained; else None."""
+def _linear_head(model: Any) -> Any:
+    """The model's output head if it is a plain linear layer; else None."""
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
-    plain = isinstance(head, torch.nn.Linear) and getattr(head, "bias", None) is None
-    return head if plain and type(head) is torch.nn.Linear and not head.weight.requires_grad else None
+    return head if type(head) is torch.nn.Linear and head.bias is None else None

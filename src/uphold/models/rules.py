@@ -51,7 +51,8 @@ class Tokens:
     @property
     def none(self) -> torch.Tensor:
         """Zeros, shape (n,)."""
-        return self.student.logprob.new_zeros(self.student.logprob.shape)
+        # Made of the targets: statistics are found when they are asked for, and most rules ask for few.
+        return self.trained.targets.new_zeros(self.trained.targets.shape).float()
 
 
 @dataclass(frozen=True)

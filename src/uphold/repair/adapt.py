@@ -92,20 +92,24 @@ def adapt(
         progress: called after every step.
 
     Raises:
-        UpholdError: see `uphold.core.errors`.
+        UsageError: `base` is a pair of models.
+        UpholdError: see `uphold.core.errors` for what else can go wrong.
     """
     from uphold.models.adapter import base_name, fresh_adapter, save_adapter
-    from uphold.models.load import load
+    from uphold.models.load import check_single, load
     from uphold.models.objective import cross_entropy
-    from uphold.models.train import train
+    from uphold.models.processes import current
+    from uphold.models.train import decisive, train
     from uphold.repair.training import Validation, training_rows
     from uphold.tasks.base import split_sizes, task_fingerprint
     from uphold.tasks.load import load_task
 
+    processes = current()
     folder = writable_folder(Path(out))
     chosen = load_task(task)
     options = config or configure(AdaptConfig(), "adapt", recipe_for(chosen))
     loaded = load(base)
+    check_single(loaded)
     rows = training_rows(loaded, chosen, "train")
     model = fresh_adapter(loaded, options.rank, options.alpha, options.dropout, options.seed)
     objective = cross_entropy(options.tokens)
@@ -117,7 +121,7 @@ def adapt(
         options,
         lambda epoch: validation.measure(model),
         folder / "training",
-        key=sha256_of([_content(loaded.fingerprint), task_fingerprint(chosen, "train"), asdict(options)]),
+        key=sha256_of([_content(loaded.fingerprint), task_fingerprint(chosen, "train"), decisive(options)]),
         what=f"adapting {loaded.name}",
         progress=progress,
     )
@@ -129,8 +133,10 @@ def adapt(
         splits=split_sizes(chosen),
         history=epochs(history),
     )
-    save_adapter(model, loaded, result.adapter, _card(result), {"task": chosen.name, "config": asdict(options)})
-    result.save(folder)
+    with processes.first():
+        if processes.is_first:
+            save_adapter(model, loaded, result.adapter, _card(result), {"task": chosen.name, "config": asdict(options)})
+            result.save(folder)
     return result
 
 

@@ -6,29 +6,32 @@ number of steps, chooses its epoch by the same rule, and is compared with the ol
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from uphold.core.hashing import sha256_of
 from uphold.core.progress import Progress, silent
 from uphold.core.runs import RunStore
 from uphold.models.adapter import adapted, base_name, save_adapter, trainable_copy
 from uphold.models.divergence import ForwardKL
-from uphold.models.load import ModelLike
-from uphold.models.objective import Distillation, FrozenTeacher, cross_entropy
+from uphold.models.fingerprint import module_fingerprint
+from uphold.models.load import ModelLike, fingerprint_of
+from uphold.models.processes import current
 from uphold.models.rules import Term, Tokens, Weights
-from uphold.models.train import Example, Objective, train
+from uphold.models.train import Example, Objective, decisive, train
 from uphold.repair.adapt import epochs
 from uphold.repair.protocol import Setting, begin, conclude
 from uphold.repair.recipe import configure, recipe_for
-from uphold.repair.result import REPAIRED, Arm, Repair
+from uphold.repair.result import REPAIRED, Arm, Repair, load_repair
 from uphold.repair.training import AdapterConfig, DistillConfig, Validation, training_rows
 from uphold.tasks.base import Task, task_fingerprint
 from uphold.tasks.load import load_task
+
+if TYPE_CHECKING:
+    from uphold.models.teacher_choice import Plan
 
 Config = TypeVar("Config", bound=DistillConfig)
 
@@ -92,7 +95,9 @@ def distill(
     """
     chosen = load_task(task)
     options = config or configure(default, method, recipe_for(chosen))
-    setting = begin(method, paper, old, new, chosen, out=out, force=options.force, store=store, progress=progress)
+    processes = current()
+    with processes.first():
+        setting = begin(method, paper, old, new, chosen, out=out, force=options.force, store=store, progress=progress)
     specs = [
         ArmSpec(
             REPAIRED,
@@ -103,13 +108,23 @@ def distill(
         )
     ]
     if options.controls:
-        specs += control_arms(options)
+        specs += control_arms(options, specs[0].start)
     arms = [trained_arm(setting, spec, options) for spec in specs]
-    return conclude(setting, arms, options, setting.folder / "adapter")
+    with processes.first():
+        if processes.is_first:
+            shutil.rmtree(_caches(setting), ignore_errors=True)
+            return conclude(setting, arms, options, setting.folder / "adapter")
+    return load_repair(setting.folder)
 
 
-def control_arms(config: DistillConfig) -> list[ArmSpec]:
-    """What the method is to be told from: the same steps with cross-entropy only, and with the new teacher only."""
+def control_arms(config: DistillConfig, start: Callable[[Setting], Any] | None = None) -> list[ArmSpec]:
+    """What a method is to be told from: as much training on gold answers, with cross-entropy or the new teacher only.
+
+    Args:
+        config: the method's options.
+        start: where the method starts; its controls start there, too.
+    """
+    from uphold.models.objective import Distillation, FrozenTeacher, cross_entropy
 
     def gold_only(setting: Setting) -> Objective:
         return cross_entropy(config.tokens)
@@ -118,8 +133,8 @@ def control_arms(config: DistillConfig) -> list[ArmSpec]:
         return Distillation(OneTeacher(config.temperature), (FrozenTeacher(setting.new.model),), config.tokens)
 
     return [
-        ArmSpec("control-ce", "control: cross-entropy only", gold_only, control=True),
-        ArmSpec("control-new", "control: new teacher only", new_only, control=True),
+        ArmSpec("control-ce", "control: cross-entropy only", gold_only, control=True, start=start),
+        ArmSpec("control-new", "control: new teacher only", new_only, control=True, start=start),
     ]
 
 
@@ -132,11 +147,14 @@ class OneTeacher:
 
     def __call__(self, tokens: Tokens) -> Weights:
         """See `uphold.models.distillation.Rule`."""
-        return Weights((Term("kl", ForwardKL(self.temperature), 0, torch.ones_like(tokens.none)),))
+        return Weights((Term("kl", ForwardKL(self.temperature), 0, tokens.none + 1),))
 
 
 def trained_arm(setting: Setting, spec: ArmSpec, config: AdapterConfig) -> Arm:
     """Train one arm, or read it from the setting's folder when it is there, and measure it."""
+    from uphold.models.objective import Distillation
+    from uphold.models.teacher_choice import keep_teachers
+
     new, task, folder = setting.new, setting.task, setting.folder
     student = (
         trainable_copy(new, config.rank, config.alpha, config.dropout, config.seed)
@@ -145,9 +163,19 @@ def trained_arm(setting: Setting, spec: ArmSpec, config: AdapterConfig) -> Arm:
     )
     objective = spec.objective(setting)
     validation = Validation(task, new, config, objective, setting.old_scores)
+    examples: Sequence[Example] = (
+        [(row,) for row in training_rows(new, task, "train")] if spec.examples is None else spec.examples(setting)
+    )
+    place = folder / "adapter" if spec.name == REPAIRED else folder / "controls" / spec.name
+    finished = (folder / "training" / spec.name / "done").is_dir()
+    if isinstance(objective, Distillation) and isinstance(config, DistillConfig) and not finished:
+        plan = _plan(setting, config)
+        rows = [row for example in examples for row in example]
+        keep_teachers(objective, rows, plan, lambda model: _identity(setting, model), setting.progress)
+    processes = current()
     history = train(
         student,
-        [(row,) for row in training_rows(new, task, "train")] if spec.examples is None else spec.examples(setting),
+        examples,
         objective,
         config,
         lambda epoch: validation.measure(student),
@@ -156,12 +184,35 @@ def trained_arm(setting: Setting, spec: ArmSpec, config: AdapterConfig) -> Arm:
         what=spec.label,
         progress=setting.progress,
     )
-    place = folder / "adapter" if spec.name == REPAIRED else folder / "controls" / spec.name
     facts = {"method": setting.method, "arm": spec.name, "task": task.name, "config": asdict(config)}
     card = f"# {spec.label}\n\nAdapter for `{base_name(new)}`.\n"
-    save_adapter(student, new, place, card, facts)
+    with processes.first():
+        if processes.is_first:
+            save_adapter(student, new, place, card, facts)
     made = adapted(student, new, place, f"{base_name(new)}+{place}")
-    return setting.arm(spec.name, spec.label, made, epochs(history), spec.control)
+    with processes.first():
+        return setting.arm(spec.name, spec.label, made, epochs(history), spec.control)
+
+
+def _caches(setting: Setting) -> Path:
+    """Where teachers are kept until the repair is done; arms with the same teacher share what is kept of it."""
+    return setting.folder / "training" / "teachers"
+
+
+def _plan(setting: Setting, config: DistillConfig) -> Plan:
+    from uphold.models.teacher_cache import CacheSpec
+    from uphold.models.teacher_choice import Plan
+
+    spec = CacheSpec(config.cache_top, (1.0, config.temperature), config.tokens, config.micro_batch)
+    return Plan(config.teacher_cache, spec, config.epochs, _caches(setting))
+
+
+def _identity(setting: Setting, model: Any) -> str:
+    """The hash of what decides what a teacher says."""
+    for loaded in (setting.new, setting.old):
+        if getattr(loaded, "model", None) is model:
+            return sha256_of({key: value for key, value in fingerprint_of(loaded).items() if key != "name"})
+    return str(module_fingerprint(model, "")["weights"])
 
 
 def _key(setting: Setting, spec: ArmSpec, config: AdapterConfig) -> str:
@@ -170,4 +221,4 @@ def _key(setting: Setting, spec: ArmSpec, config: AdapterConfig) -> str:
         {key: value for key, value in one.fingerprint.items() if key != "name"} for one in (setting.old, setting.new)
     ]
     tasks = [task_fingerprint(setting.task, split) for split in ("train", "validation")]
-    return sha256_of([setting.method, spec.name, models, tasks, asdict(config)])
+    return sha256_of([setting.method, spec.name, models, tasks, decisive(config)])

@@ -20,9 +20,10 @@ from uphold.measure.compare import compare
 from uphold.measure.comparison import Comparison, compare_runs
 from uphold.measure.evaluate import evaluate
 from uphold.models.adapter import base_name
-from uphold.models.load import Loaded, ModelLike, check_same_tokenizer, load
+from uphold.models.load import Loaded, ModelLike, check_same_tokenizer, check_single, load
 from uphold.models.train import NFR_TOLERANCE
 from uphold.repair.card import repair_card
+from uphold.repair.recorded_answers import RecordedAnswers
 from uphold.repair.result import Arm, Epoch, Form, Repair, headline
 from uphold.tasks.base import Split, Task, required_instances, split_sizes
 
@@ -38,6 +39,7 @@ class Setting:
     """Registered name."""
     paper: str
     old: Loaded
+    """In a repair from records a `RecordedAnswers` stands here: of a `Loaded` it has `name` and `fingerprint` only."""
     new: Loaded
     task: Task
     folder: Path
@@ -103,7 +105,7 @@ def begin(
     Args:
         method: registered name.
         paper: its source.
-        old: the version that users have.
+        old: the version that users have, or what is left of it (`RecordedAnswers`).
         new: the version that is to replace it.
         task: gives train, validation and test instances.
         out: the folder of the repair.
@@ -117,12 +119,19 @@ def begin(
         UsageError: the new model is clearly worse than the old one, unless `force`.
     """
     folder = writable_folder(Path(out))
-    frozen_old, frozen_new = load(old), load(new)
-    if one_tokenizer:
+    recorded = isinstance(old, RecordedAnswers)
+    frozen_old, frozen_new = old if recorded else load(old), load(new)
+    for one in (frozen_new, *(() if recorded else (frozen_old,))):
+        check_single(one)
+    if one_tokenizer and not recorded:
         check_same_tokenizer(frozen_old, frozen_new)
-    before = compare(frozen_old, frozen_new, task, store=store, progress=progress)
+    before = compare(old.run("test") if recorded else frozen_old, frozen_new, task, store=store, progress=progress)
     validation = compare_runs(
-        evaluate(frozen_old, task, split="validation", store=store, progress=progress, what="old model on validation"),
+        old.run("validation")
+        if recorded
+        else evaluate(
+            frozen_old, task, split="validation", store=store, progress=progress, what="old model on validation"
+        ),
         evaluate(frozen_new, task, split="validation", store=store, progress=progress, what="new model on validation"),
         discover=False,
     )

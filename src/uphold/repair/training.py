@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from uphold.core.errors import UsageError
+from uphold.core.errors import UsageError, unknown_name
 from uphold.core.records import Record
 from uphold.models.encode import Encoded, Encoder, collate
 from uphold.models.load import Loaded
@@ -43,9 +43,18 @@ class DistillConfig(AdapterConfig):
     """Train the two controls too: the same steps with cross-entropy only, and with the new teacher only."""
     force: bool = False
     """Go on although the new model is worse than the old one on validation."""
+    teacher_cache: Literal["auto", "always", "never"] = "auto"
+    """Whether teachers are read once and then from disk: always, never, or where that is faster, which is measured."""
+    cache_top: int = 0
+    """What is kept of a teacher: 0 for its hidden states, which lose nothing, or so many of its likeliest tokens with
+    the mass of the rest (see the page on training for the error)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.teacher_cache not in ("auto", "always", "never"):
+            raise unknown_name("teacher cache", self.teacher_cache, ("auto", "always", "never"))
+        if self.cache_top < 0:
+            raise UsageError(f"cache_top must be 0 or a number of tokens, not {self.cache_top}")
         if self.temperature <= 0:
             raise UsageError(f"temperature must be above 0, not {self.temperature}")
 

@@ -16,7 +16,7 @@ from uphold.measure.flips import FlipMatrix
 from uphold.measure.rates import Rate
 from uphold.measure.slices import Slice
 from uphold.repair.result import FILE as REPAIR_FILE
-from uphold.repair.result import REPAIRED, Epoch, Repair, load_repair
+from uphold.repair.result import REPAIRED, Epoch, Headline, Repair, headline, load_repair
 from uphold.report.instances import LIMIT, Instances, read_instances
 from uphold.report.text import finite
 
@@ -39,6 +39,8 @@ class Version:
     comparison: Comparison | None
     """The old model against this version; None for the old model itself."""
     history: tuple[Epoch, ...] = ()
+    validation: Headline | None = None
+    """Score and NFR on the validation split; None for the old model, and where there is no repair."""
 
     def rate(self, name: str) -> Rate | None:
         """The rate called `name` against the old model; None where it was not measured."""
@@ -193,11 +195,28 @@ def gather(folder: Path, limit: int = LIMIT) -> ReportData:
     score_old, score_new = ("score_old", "score_new") if continuous else ("accuracy_old", "accuracy_new")
     versions = [
         Version("old", "old", "old", before[score_old], None),
-        Version("new", "new (plain update)" if repair else "new", "new", before[score_new], before),
+        Version(
+            "new",
+            "new (plain update)" if repair else "new",
+            "new",
+            before[score_new],
+            before,
+            validation=headline(repair.validation) if repair else None,
+        ),
     ]
     for arm in repair.arms if repair else ():
         role = "control" if arm.control else REPAIRED
-        versions.append(Version(arm.name, arm.label, role, arm.comparison[score_new], arm.comparison, arm.history))
+        versions.append(
+            Version(
+                arm.name,
+                arm.label,
+                role,
+                arm.comparison[score_new],
+                arm.comparison,
+                arm.history,
+                headline(arm.validation),
+            )
+        )
     repaired = repair.repaired.comparison if repair else None
     instances = read_instances(before.old, before.new, repaired.new if repaired else None, not continuous, limit)
     return ReportData(before, repair, tuple(versions), _slices(before, repaired), instances, _gate(folder / GATE_FILE))
@@ -290,6 +309,9 @@ def _version_json(data: ReportData, version: Version) -> dict[str, Any]:
         "matrix": asdict(matrix) if matrix else None,
         "test": asdict(comparison.test) if comparison else None,
         "notes": list(comparison.notes) if comparison else [],
+        "validation": {"score": asdict(version.validation.score), "nfr": asdict(version.validation.nfr)}
+        if version.validation
+        else None,
         "history": [
             {
                 "epoch": line.epoch,
@@ -313,7 +335,7 @@ def _repair_json(repair: Repair | None, p: float | None) -> dict[str, Any] | Non
     if repair is None:
         return None
     saved = repair.to_dict()
-    kept = ("method", "paper", "config", "splits", "adapter", "notes")
+    kept = ("method", "paper", "config", "splits", "artifact", "form", "notes")
     return {key: saved[key] for key in kept} | {"fixed_against_newly_broken_p": p}
 
 

@@ -23,7 +23,11 @@ MOST_BYTES = 64 * 2**20
 """Larger JSON files are not read for the list."""
 MOST_ENTRIES = 5000
 VERDICTS = ("pass", "fail", "inconclusive")
-REPORTS = ("report.html", "report.md", "report.json", "history.html", "history.md", "history.json")
+REPORTS = (
+    *("report.html", "report.md", "report.json"),
+    *("history.html", "history.md", "history.json"),
+    *("search.html", "search.md"),
+)
 """The files of a folder that may be served."""
 _LAST_SECOND = 253_402_300_799.0  # of the year 9999
 

@@ -163,7 +163,8 @@ def _row(entry: Entry) -> dict[str, Any]:
         difference = scores[1] - scores[0]
         change = f"{difference:+.3f}" if entry.continuous else f"{100 * difference:+.2f} points"
     main = "history.html" if entry.kind == "history" else "report.html"
-    made = [name for name in entry.files if name != main and name.startswith(main.split(".")[0])]
+    stems = ("history",) if entry.kind == "history" else ("report", "search")
+    made = [name for name in entry.files if name != main and name.startswith(stems)]
     return {
         "entry": entry,
         "kind": "damaged" if entry.problem else entry.kind,

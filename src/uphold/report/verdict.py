@@ -28,6 +28,8 @@ def remarks(data: ReportData) -> tuple[str, ...]:
         lines.append(f"With {data.before.count:,} instances an NFR of {short(smallest)} would be seen with 80% power.")
     if data.repaired is not None:
         lines.extend(_cost(data, data.repaired))
+    if data.repair is not None and data.repair.form == "pair":
+        lines.append("The repaired version asks both models for every instance.")
     if data.repair_p is not None:
         effects = data.instances.effects
         fixed, broken = effects.get("fixed", 0), effects.get("newly broken", 0)
