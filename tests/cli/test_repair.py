@@ -12,7 +12,7 @@ from tests.report.test_pareto import search as made_search
 from uphold.cli.main import app
 from uphold.core import registry
 from uphold.core.errors import UsageError
-from uphold.repair.muscle import MuscleConfig
+from uphold.repair.uphold import UpholdConfig
 
 RUNNER = CliRunner()
 WIDE = {"COLUMNS": "200"}
@@ -47,7 +47,7 @@ def default(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A default method that notes what it was called with."""
     calls: list[Any] = []
 
-    def function(old: Any, new: Any, task: Any, *, out: Any, config: MuscleConfig, progress: Any) -> Any:
+    def function(old: Any, new: Any, task: Any, *, out: Any, config: UpholdConfig, progress: Any) -> Any:
         """Repair."""
         calls.append((old, new, config.epochs))
         raise UsageError("enough")

@@ -97,3 +97,13 @@ def test_impossible_options_are_refused() -> None:
         UpholdConfig(share=1.5)
     with pytest.raises(UsageError, match="extra_rank must be at least 0"):
         replace(UpholdConfig(), extra_rank=-1)
+
+
+def test_kept_teachers_teach_the_models_own_answers_too(model_v1: Path, model_v2: Path, tmp_path: Path) -> None:
+    task = write_task(tmp_path, 60)
+    losses = []
+    for kept in ("never", "always"):
+        config = UpholdConfig(**TINY, force=True, controls=False, teacher_cache=kept)  # type: ignore[arg-type]
+        result = uphold(model_v1, model_v2, task, out=tmp_path / kept, config=config)
+        losses.append([entry.train["loss"] for entry in result.repaired.history[1:]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

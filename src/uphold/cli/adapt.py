@@ -23,10 +23,12 @@ def adapt(
 
     from uphold.cli.console import print_result, progress_to_stderr
     from uphold.cli.options import configured
+    from uphold.models.processes import is_first
     from uphold.repair.adapt import AdaptConfig
     from uphold.repair.adapt import adapt as train
 
     chosen, config = configured(AdaptConfig(), "adapt", task, recipe, overrides, quiet)
-    with progress_to_stderr(quiet) as progress:
+    with progress_to_stderr(quiet or not is_first()) as progress:
         result = train(base, chosen, out=out, config=config, progress=progress)
-    print_result(str(result), asdict(result) | {"adapter": str(result.adapter)}, as_json)
+    if is_first():
+        print_result(str(result), asdict(result) | {"adapter": str(result.adapter)}, as_json)

@@ -97,14 +97,17 @@ def _command(method: Any) -> Any:
         overrides: Any = None,
     ) -> None:
         from uphold.cli.console import print_result, progress_to_stderr, say
+        from uphold.models.processes import is_first
         from uphold.report import write_report
 
         chosen: Any = task
         arguments: dict[str, Any] = {}
         if method.config is not None:
             chosen, arguments["config"] = configured(method.config(), method.name, task, recipe, overrides, quiet)
-        with progress_to_stderr(quiet) as progress:
+        with progress_to_stderr(quiet or not is_first()) as progress:
             result = method.function(old, new, chosen, out=out, progress=progress, **arguments)
+        if not is_first():
+            return
         print_result(str(result), result.to_dict(), as_json)
         say(f"{result.form}: {result.artifact}\nreport: {write_report(out)}")
 

@@ -33,7 +33,6 @@ from uphold.repair.recorded import RecordedConfig as RecordedConfig
 from uphold.repair.recorded import recorded as recorded
 from uphold.repair.result import Repair as Repair
 from uphold.repair.result import load_repair as load_repair
-from uphold.repair.search import search as search
 from uphold.repair.self_distillation import SelfDistillationConfig as SelfDistillationConfig
 from uphold.repair.self_distillation import self_distillation as self_distillation
 from uphold.repair.soup_bcwi import SoupBcwiConfig as SoupBcwiConfig

@@ -54,6 +54,7 @@ class CrossVocabularyConfig(DistillConfig):
     answers: Answers = "gold"
     """The texts that are compared: the gold answers, or what the old model wrote (gold where it wrote nothing)."""
 
+    KIND: ClassVar[str] = "input"
     SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "mask": ("student-wrong", "old-correct"),
         "temperature": (1.0, 2.0),

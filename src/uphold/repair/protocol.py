@@ -21,6 +21,7 @@ from uphold.measure.comparison import Comparison, compare_runs
 from uphold.measure.evaluate import evaluate
 from uphold.models.adapter import base_name
 from uphold.models.load import Loaded, ModelLike, check_same_tokenizer, check_single, load
+from uphold.models.shared import load_pair
 from uphold.models.train import NFR_TOLERANCE
 from uphold.repair.card import repair_card
 from uphold.repair.recorded_answers import RecordedAnswers
@@ -120,7 +121,7 @@ def begin(
     """
     folder = writable_folder(Path(out))
     recorded = isinstance(old, RecordedAnswers)
-    frozen_old, frozen_new = old if recorded else load(old), load(new)
+    frozen_old, frozen_new = (old, load(new)) if recorded else load_pair(old, new)
     for one in (frozen_new, *(() if recorded else (frozen_old,))):
         check_single(one)
     if one_tokenizer and not recorded:

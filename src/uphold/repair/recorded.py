@@ -59,6 +59,7 @@ class RecordedConfig(DistillConfig):
     label_smoothing: float = 0.1
     """Share e of the target that is spread over all options where a record has no log-likelihoods."""
 
+    KIND: ClassVar[str] = "input"
     SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "mask": ("old-correct", "flips"),
         "strength": (0.5, 1.0),
