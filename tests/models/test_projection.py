@@ -81,3 +81,11 @@ def test_a_model_is_left_without_hooks() -> None:
     Reader(model).logits(BATCH, TRAINED.sequence, TRAINED.position)
     assert not model.lm_head._forward_pre_hooks
     assert model(input_ids=BATCH.input_ids).logits.shape[:2] == BATCH.input_ids.shape
+
+
+def test_a_cap_is_read_from_the_config_where_no_logit_is_large_enough_to_show_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny("gemma2", "eager")
+    monkeypatch.setattr(model.config, "final_logit_softcapping", 1000.0)
+    assert isinstance(Reader(model).logits(BATCH, TRAINED.sequence, TRAINED.position), Whole)

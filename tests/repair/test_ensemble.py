@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ def test_the_command_line_asks_the_pair(model_v1: Path, model_v2: Path, tmp_path
     assert nfr == load_repair(tmp_path / "out").repaired.comparison["nfr"].value
     planned = run.invoke(app, ["evaluate", pair, "--task", str(task), "--split", "train", "--dry-run", "--quiet"])
     assert planned.exit_code == 0, planned.output
+    alone = run.invoke(
+        app, ["evaluate", str(model_v2), "--task", str(task), "--split", "train", "--dry-run", "--quiet"]
+    )
+    tokens = [
+        int(re.search(r"([\d,]+) tokens to read", text)[1].replace(",", "")) for text in (planned.output, alone.output)
+    ]  # type: ignore[index]
+    assert tokens[0] == 2 * tokens[1] > 0
     shown = run.invoke(app, ["evaluate", pair, "--task", str(task), "--json", "--quiet"])
     assert shown.exit_code == 0, shown.output
 

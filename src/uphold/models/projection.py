@@ -2,7 +2,7 @@
 
 A model is run with its output head looking at one position only; the hidden states of all chosen positions are kept
 instead, and whoever needs logits projects as many of them at once as it likes. Where a model does more behind its
-head than its config tells of (soft-capping, scaling), the one position shows it, and the logits are made by the model.
+head, its config tells of it (a cap) or that one position shows it (a scale), and the logits are made by the model.
 """
 
 from __future__ import annotations
@@ -143,6 +143,10 @@ class Reader:
 
 
 def _linear_head(model: Any) -> Any:
-    """The model's output head if it is a plain linear layer; else None."""
+    """The model's output head if it is a plain linear layer with nothing behind it that the config tells of; else None.
+
+    A cap on the logits has to be read from the config: where the sampled position has small ones, it does not show.
+    """
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
-    return head if type(head) is torch.nn.Linear and head.bias is None else None
+    capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None) if head is not None else None
+    return head if not capped and type(head) is torch.nn.Linear and head.bias is None else None

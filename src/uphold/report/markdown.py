@@ -173,5 +173,5 @@ def _how(data: ReportData) -> str:
     lines += [f"{KINDS[kind]}: {count:,}" for kind, count in sorted(data.instances.kinds.items())]
     if data.repair is not None:
         lines.append("splits: " + ", ".join(f"{name} {size:,}" for name, size in data.repair.splits.items()))
-        lines.append(f"method: {data.repair.method} ({data.repair.paper})")
+        lines.append(f"method: {data.repair.method}" + (f" ({data.repair.paper})" if data.repair.paper else ""))
     return "## How this was measured\n\n" + "\n".join(f"- {escape(line)}" for line in [*lines, *data.notes])
