@@ -27,8 +27,9 @@ def adapt(
     from uphold.repair.adapt import AdaptConfig
     from uphold.repair.adapt import adapt as train
 
-    chosen, config = configured(AdaptConfig(), "adapt", task, recipe, overrides, quiet)
-    with progress_to_stderr(quiet or not is_first()) as progress:
+    silently = quiet or not is_first()
+    chosen, config = configured(AdaptConfig(), "adapt", task, recipe, overrides, silently)
+    with progress_to_stderr(silently) as progress:
         result = train(base, chosen, out=out, config=config, progress=progress)
     if is_first():
         print_result(str(result), asdict(result) | {"adapter": str(result.adapter)}, as_json)

@@ -100,11 +100,12 @@ def _command(method: Any) -> Any:
         from uphold.models.processes import is_first
         from uphold.report import write_report
 
+        silently = quiet or not is_first()
         chosen: Any = task
         arguments: dict[str, Any] = {}
         if method.config is not None:
-            chosen, arguments["config"] = configured(method.config(), method.name, task, recipe, overrides, quiet)
-        with progress_to_stderr(quiet or not is_first()) as progress:
+            chosen, arguments["config"] = configured(method.config(), method.name, task, recipe, overrides, silently)
+        with progress_to_stderr(silently) as progress:
             result = method.function(old, new, chosen, out=out, progress=progress, **arguments)
         if not is_first():
             return
