@@ -68,9 +68,10 @@ def run(name: str, seed: int) -> Made:
     folder, started = WORK / NAME / f"seed-{seed}", time.monotonic()
     found = method("repair", name)
     assert found.config is not None
-    config = replace(configure(found.config(), name, TASK), seed=seed)
-    if "controls" in {entry.name for entry in fields(config)}:
-        config = replace(config, controls=name == WITH_CONTROLS)
+    config = configure(found.config(), name, TASK)
+    wanted = {"seed": seed, "controls": name == WITH_CONTROLS}
+    known = {entry.name for entry in fields(config)}
+    config = replace(config, **{key: value for key, value in wanted.items() if key in known})
     result = found.function(
         adapted(seed, "v1"),
         adapted(seed, "v2"),
@@ -196,7 +197,7 @@ def main() -> None:
         PAPER,
         options.seeds,
         judge({arm: arms[arm] for arm in order}),
-        figures | {"seconds": seconds, "forms": forms},
+        figures | {"forms": forms},
         time.monotonic() - started,
     )
 
