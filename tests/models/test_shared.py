@@ -8,7 +8,19 @@ import torch
 from uphold.models.adapter import fresh_adapter, save_adapter, trainable_copy
 from uphold.models.fingerprint import module_fingerprint
 from uphold.models.load import Loaded, load
-from uphold.models.shared import load_pair, shared_bytes, shared_copy, weight_bytes
+from uphold.models.shared import load_pair, shared_copy
+
+
+def shared_bytes(one: torch.nn.Module, other: torch.nn.Module) -> int:
+    """Bytes of weights that two models have in common memory."""
+    mine = {value.data_ptr(): value.nbytes for value in one.parameters()}
+    return sum(size for place, size in mine.items() if place in {value.data_ptr() for value in other.parameters()})
+
+
+def weight_bytes(*models: torch.nn.Module) -> int:
+    """Bytes that the weights of some models take together, common memory counted once."""
+    return sum({value.data_ptr(): value.nbytes for one in models for value in one.parameters()}.values())
+
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 

@@ -12,7 +12,6 @@ from uphold.measure.answer import prompts, questions
 from uphold.measure.jobs import Job, instances_in
 from uphold.models.encode import Encoder
 from uphold.models.endpoint_reference import is_endpoint, parse_endpoint
-from uphold.models.load import fingerprint_of
 from uphold.tasks.base import Instance
 
 CHARACTERS_PER_TOKEN = 4
@@ -75,7 +74,7 @@ def estimate(job: Job, *, store: RunStore | None = None, numerics: Mapping[str, 
     elif left:
         encoder = _encoder(job)
         counts = [_tokens(job, encoder, part) for part in left]
-        readers = 2 if _is_pair(job) else 1
+        readers = 2 if "pair" in fingerprint["model"] else 1
         tokens, apart = (readers * sum(column) for column in zip(*counts, strict=True))
     written = len(remaining) * job.task.decoding.max_new_tokens if job.task.kind == "generate" else 0
     total = instances_in(job.parts)
@@ -90,11 +89,6 @@ def estimate(job: Job, *, store: RunStore | None = None, numerics: Mapping[str, 
         written=written,
         cost=_cost(job, tokens, written),
     )
-
-
-def _is_pair(job: Job) -> bool:
-    """Whether two models read every token."""
-    return "pair" in fingerprint_of(job.model)
 
 
 def _encoder(job: Job) -> Encoder:

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from uphold.models.fingerprint import files_fingerprint
 from uphold.models.load import Loaded, ModelLike, attach_adapter, load
 from uphold.models.reference import find_model
-
-if TYPE_CHECKING:
-    import torch
 
 
 def shared_copy(model: Any, own: str | None = None) -> Any:
@@ -70,14 +67,3 @@ def plain_base(model: Any) -> Any:
     if len(model.peft_config) != 1 or not kept or getattr(config, "modules_to_save", None):
         return None
     return shared_copy(model).unload()
-
-
-def shared_bytes(one: Any, other: Any) -> int:
-    """Bytes of weights that two models have in common memory."""
-    mine = {value.data_ptr(): value.nbytes for value in one.parameters()}
-    return sum(size for place, size in mine.items() if place in {value.data_ptr() for value in other.parameters()})
-
-
-def weight_bytes(*models: torch.nn.Module) -> int:
-    """Bytes that the weights of some models take together, common memory counted once."""
-    return sum({value.data_ptr(): value.nbytes for one in models for value in one.parameters()}.values())
