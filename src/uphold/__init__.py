@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from uphold import merge as merge
     from uphold import repair as repair
     from uphold.core.errors import UpholdError as UpholdError
     from uphold.core.policy import load_policy as load_policy
@@ -54,7 +55,7 @@ _HOMES = {
     "write_report": "uphold.report",
     "load_task": "uphold.tasks.load",
 }
-_ROOMS = ("measure", "repair", "report")
+_ROOMS = ("measure", "repair", "merge", "report")
 
 __all__ = ["__version__", *_HOMES, *_ROOMS]
 

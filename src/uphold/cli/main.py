@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from uphold.cli import adapt, compare, demo, evaluate, gate, history, lists, power, repair, report, serve
+from uphold.cli import adapt, compare, demo, evaluate, gate, history, lists, merge, patch, power, repair, report, serve
 from uphold.cli.console import discard_stdout, say
 from uphold.cli.options import with_config_options
 from uphold.core.errors import UpholdError
@@ -31,6 +31,8 @@ app.command()(power.power)
 app.command()(evaluate.evaluate)
 app.command()(with_config_options(adapt.adapt, AdaptConfig))
 app.add_typer(repair.app, name="repair")
+app.add_typer(patch.app, name="patch")
+app.command()(merge.merge)
 app.command()(report.report)
 app.command()(serve.serve)
 app.command()(demo.demo)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from uphold.core.errors import UpholdError, UsageError, unknown_name
 
 F = TypeVar("F", bound=Callable[..., Any])
-ROOMS = ("measure", "explain", "repair", "verify", "generate")
+ROOMS = ("measure", "explain", "repair", "merge", "verify", "generate")
 ENTRY_POINTS = "uphold.methods"
 
 
@@ -93,6 +93,11 @@ def explain(name: str, paper: str = "") -> Callable[[F], F]:
 def repair(name: str, paper: str = "") -> Callable[[F], F]:
     """Register a method of the room `repair`."""
     return _register("repair", name, paper)
+
+
+def merge(name: str, paper: str = "") -> Callable[[F], F]:
+    """Register a merge method, a class as `uphold.merge.protocol` describes it."""
+    return _register("merge", name, paper)
 
 
 def verify(name: str, paper: str = "") -> Callable[[F], F]:
