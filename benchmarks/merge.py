@@ -109,7 +109,7 @@ def shapes(scale: float) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
 
 
 def synthetic(folder: Path, scale: float) -> list[str]:
-    """A base and two models that came from it, made once; paths of the three."""
+    """A base and two models that came from it and partly agree in what they changed, made once; paths of the three."""
     import torch
     from safetensors.torch import save_file
 
@@ -119,12 +119,13 @@ def synthetic(folder: Path, scale: float) -> list[str]:
         if (path / "config.json").is_file():
             continue
         path.mkdir(parents=True, exist_ok=True)
-        start, own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(number)
+        start, shared, own = (torch.Generator().manual_seed(seed) for seed in (0, 1, 1 + number))
         made = {}
         for name, shape in tensors.items():
             made[name] = torch.randn(shape, generator=start).mul_(SPREAD)
             if number:
-                made[name].add_(torch.randn(shape, generator=own), alpha=CHANGE)
+                for generator in (shared, own):
+                    made[name].add_(torch.randn(shape, generator=generator), alpha=CHANGE)
         save_file(made, path / "model.safetensors", {"format": "pt"})
         (path / "config.json").write_text(json.dumps(config, indent=2))
     return [str(path) for path in paths]
@@ -179,8 +180,8 @@ def mergekit(job: dict[str, Any]) -> Callable[[], Any]:
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
-    options = MergeOptions(quiet=True, copy_tokenizer=False, random_seed=0, num_threads=job["threads"])
-    options.apply_global_options()
+    # The number of threads is in the environment.
+    options = MergeOptions(quiet=True, copy_tokenizer=False, random_seed=0)
     recipe = MergeConfiguration.model_validate(job["recipe"])
     return lambda: run_merge(recipe, job["folder"], options)
 
@@ -190,6 +191,10 @@ ENGINES = {"ours": ours, "mergekit": mergekit}
 
 def child(job: dict[str, Any]) -> dict[str, Any]:
     """Measure one job in this process."""
+    # One small merge first: what either loads on its first use is not counted.
+    warming = {**job, "recipe": job["small"], "folder": f"{job['folder']}-small"}
+    ENGINES[job["engine"]](warming)()
+    shutil.rmtree(warming["folder"])
     run = ENGINES[job["engine"]](job)
     before = anonymous()
     started, cpu = time.perf_counter(), time.process_time()
@@ -236,29 +241,32 @@ def copied(paths: list[str]) -> float:
     return count / seconds
 
 
-def difference(one: Path, other: Path) -> float:
-    """The largest difference between two results."""
+def differences(one: Path, other: Path) -> dict[str, float]:
+    """How far two results are apart: at most, and how many entries by more than 1e-5."""
     from uphold.models.checkpoint import open_checkpoint
 
     with open_checkpoint(one) as ours, open_checkpoint(other) as theirs:
         assert set(ours.infos) == set(theirs.infos)
-        return max(
-            float((mine - his).abs().max())
-            for name in ours.infos
-            for mine, his in _parts(ours.tensor(name).flatten(), theirs.tensor(name).flatten())
-        )
+        largest, apart = 0.0, 0
+        for name in ours.infos:
+            for mine, his in _parts(ours.tensor(name).flatten(), theirs.tensor(name).flatten()):
+                gap = (mine - his).abs()
+                largest, apart = max(largest, float(gap.max())), apart + int((gap > 1e-5).sum())
+    return {"largest_difference": largest, "entries_apart": apart}
 
 
 def _parts(one: Any, other: Any) -> Iterator[tuple[Any, Any]]:
     return zip(one.split(PART), other.split(PART), strict=True)
 
 
-def compare(name: str, recipe: dict[str, Any], options: argparse.Namespace, copy_rate: float) -> dict[str, Any]:
+def compare(
+    name: str, recipe: dict[str, Any], small: dict[str, Any], options: argparse.Namespace, copy_rate: float
+) -> dict[str, Any]:
     """One row: ours, the peer, ours again; of our two times the faster one counts."""
     paths = [model["model"] for model in recipe["models"]]
     paths += [recipe["base_model"]] if recipe.get("base_model") not in (None, *paths) else []
     read = warm(paths)
-    job = {"recipe": recipe, "threads": options.threads}
+    job = {"recipe": recipe, "small": small, "threads": options.threads}
     our_folder, their_folder = WORK / "ours", WORK / "theirs"
     mine = {**job, "engine": "ours", "folder": str(our_folder)}
     first = measure(mine, sys.executable)
@@ -280,8 +288,9 @@ def compare(name: str, recipe: dict[str, Any], options: argparse.Namespace, copy
         "cpu_s": {"ours": round(best["cpu_s"], 2), "peer": round(theirs["cpu_s"], 2)},
         "mb_per_s": {"ours": round(moved / best["seconds"] / 1e6), "peer": round(moved / theirs["seconds"] / 1e6)},
         "share_of_copy": round(moved / best["seconds"] / copy_rate, 3),
-        "largest_difference": None if "dare" in recipe["merge_method"] else difference(our_folder, their_folder),
     }
+    if "dare" not in recipe["merge_method"]:
+        row |= differences(our_folder, their_folder)
     for folder in (our_folder, their_folder):
         shutil.rmtree(folder)
     print(json.dumps(row), flush=True)
@@ -368,9 +377,10 @@ def main() -> None:
     result = facts(options)
     jobs = {f"synthetic: {name}": recipe for name, recipe in recipes(base, one, other).items()}
     jobs |= {f"{' and '.join(PAIR)}: {name}": recipe for name, recipe in recipes(old, new, None).items()}
+    small = recipes(old, new, None)["linear"]
     for name, recipe in jobs.items():
         if options.only.lower() in name.lower():
-            result["rows"].append(compare(name, recipe, options, copy_rate))
+            result["rows"].append(compare(name, recipe, small, options, copy_rate))
     big = [row for row in result["rows"] if row["what"].startswith("synthetic")]
     _, tensors = shapes(options.scale)
     result["limit"] = {

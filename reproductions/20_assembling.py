@@ -210,9 +210,9 @@ def judge(seeds: list[Outcome], decoders: list[list[dict[str, dict[str, Any]]]])
             all(one.assembled > 0.3 and one.assembled > one.control + 0.3 for one in seeds),
         ),
         Claim(
-            "(b) the fine-tune adds at least 15 points, on average over seeds",
+            "(b) the fine-tune adds at least 15 points for every seed",
             f"{mean_and_spread(gains)} points, to {spread('tuned')}",
-            sum(gains) / len(gains) >= 0.15,
+            min(gains) >= 0.15,
         ),
         Claim(
             "(b) and ends within 10 points of end-to-end training",
@@ -231,9 +231,9 @@ def judge(seeds: list[Outcome], decoders: list[list[dict[str, dict[str, Any]]]])
         ),
         Claim(
             "the paper's gain in compute over end-to-end training, all phases",
-            f"{sum(times) / len(times):.2f} times its CPU time; an epoch of all incubations costs "
+            f"{min(times):.2f} to {max(times):.2f} times its CPU time; an epoch of all incubations costs "
             f"{cost.units_ratio:.2f} times one of the whole",
-            sum(times) / len(times) < 1,
+            max(times) < 1,
         ),
         *(
             claim

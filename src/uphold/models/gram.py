@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 
 BLOCK = 4096
+_AT_ONCE = 16
+"""Blocks that are widened to float64 at once: they stay in the processor's cache."""
 
 
 def aligned(chunks: Iterable[Sequence[torch.Tensor]], block: int = BLOCK) -> Iterator[list[torch.Tensor]]:
@@ -70,7 +72,10 @@ def gram(chunks: Iterable[Sequence[torch.Tensor]], count: int) -> torch.Tensor:
         float64, shape (K, K).
     """
     parts = [torch.zeros(0, count, count, dtype=torch.float64)]
-    parts += [row_grams([_blocks(tensor) for tensor in tensors]) for tensors in aligned(chunks)]
+    for tensors in aligned(chunks):
+        blocks = [_blocks(tensor) for tensor in tensors]
+        for start in range(0, len(blocks[0]), _AT_ONCE):
+            parts.append(row_grams([one[start : start + _AT_ONCE] for one in blocks]))
     return _exact_sum(torch.cat(parts))
 
 
