@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evidence import WORK, Claim, mean_and_spread, value, write_evidence
+from evidence import WORK, Claim, Figures, mean_and_spread, print_arms, rates_of, value, with_options, write_evidence
 
 import uphold
 from uphold.core.progress import Progress, silent
@@ -31,12 +30,10 @@ from uphold.repair.cross_vocabulary import CrossVocabularyConfig, cross_vocabula
 from uphold.repair.recorded import RecordedConfig, recorded
 from uphold.tasks.base import SPLITS, FixedTask, Instance
 from uphold.tasks.generated import GeneratedConfig, generated_task
-from uphold.tasks.scorers import scorer
 
 NAME, PAPER = "01d_cross_vocab", "arXiv:2402.12030"
 PLAIN, ACROSS, RECORDS = "plain update", "across vocabularies", "recorded answers"
 CE, NEW = "control: cross-entropy only", "control: new teacher only"
-RATES = ("accuracy_new", "nfr", "nfr_mc")
 SIZES = {"generate": (128, 48, 300), "choice": (64, 48, 300)}
 """Train, validation and test instances of each form of the task."""
 SCHEDULE: dict[str, Any] = {
@@ -71,20 +68,12 @@ def sums(form: str, sizes: tuple[int, int, int]) -> FixedTask:
     )
     if form == "generate":
         return task
-    name, function = scorer("choice")
 
-    def ask(instance: Instance) -> Instance:
+    def near(instance: Instance) -> tuple[str, ...]:
         right = int(instance.target)
-        return replace(instance, options=tuple(str(one) for one in sorted((right - 10, right, right + 1))))
+        return tuple(str(one) for one in sorted((right - 10, right, right + 1)))
 
-    return replace(
-        task,
-        name="short sums to choose",
-        kind="choice",
-        splits={split: tuple(map(ask, task.instances(split))) for split in SPLITS},
-        scorer=name,
-        score_function=function,
-    )
+    return with_options(task, "short sums to choose", near)
 
 
 def gemma(given: Path | None) -> Path:
@@ -172,18 +161,15 @@ def main() -> None:
     started = time.monotonic()
     base = gemma(options.gemma)
     claims: list[Claim] = []
-    figures: dict[str, dict[str, list[float]]] = {}
+    figures: Figures = {}
     for form in options.forms:
         sizes = tuple(options.sizes or SIZES[form])
         seeds = [run_seed(seed, form, base, sizes, said if options.verbose else silent) for seed in options.seeds]
         old = mean_and_spread([value(arms[PLAIN], "accuracy_old") for arms in seeds])
         print(f"\n{form} ({time.monotonic() - started:.0f} s), accuracy of the old model {old}")
-        print(f"{'mean over seeds, %':<32}{'accuracy':>9}{'NFR':>8}{'NFR^mc':>8}")
-        for arm in seeds[0]:
-            rates = {rate: [round(value(arms[arm], rate), 5) for arms in seeds] for rate in RATES}
-            figures[f"{form}: {arm}"] = rates
-            accuracy, nfr, mixed = (sum(rates[rate]) / len(seeds) for rate in RATES)
-            print(f"{arm:<32}{100 * accuracy:>9.2f}{100 * nfr:>8.2f}{100 * mixed:>8.2f}")
+        shown = rates_of({arm: [arms[arm] for arms in seeds] for arm in seeds[0]})
+        print_arms(shown, PLAIN)
+        figures |= {f"{form}: {arm}": rates for arm, rates in shown.items()}
         claims += judge(form, seeds)
     print()
     write_evidence(NAME, PAPER, options.seeds, claims, figures, time.monotonic() - started)

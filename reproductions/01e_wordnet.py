@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -57,6 +58,7 @@ ABLATION: dict[str, tuple[str, dict[str, Any]]] = {
     "uphold, constant rate": ("uphold", {**WIDE, "decay": "constant"}),
     "uphold without gold": ("uphold", {**WIDE, "gold_weight": 0.0}),
     "uphold on gold answers only": ("uphold", {**WIDE, "own_answers": False}),
+    "cross-entropy with all of uphold's room": ("uphold", {**WIDE, "own_answers": False, "gold_weight": 1.0}),
 }
 FOLDER = WORK / NAME
 
@@ -87,7 +89,7 @@ def run(arm: str, seed: int) -> dict[str, Comparison]:
         adapted(seed, "v1"),
         adapted(seed, "v2"),
         FOLDER / "task.yaml",
-        out=folder / arm.replace(" ", "-").replace(",", ""),
+        out=folder / re.sub(r"\W+", "-", arm),
         config=config,
         store=RunStore(folder / "store"),
     )
