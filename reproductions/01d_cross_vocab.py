@@ -39,6 +39,8 @@ PLAIN, ACROSS, RECORDS = "plain update", "across vocabularies", "recorded answer
 CE, NEW = "control: cross-entropy only", "control: new teacher only"
 SIZES = {"generate": (160, 48, 300), "choice": (80, 48, 300)}
 """Train, validation and test instances of each form of the task."""
+LEARNING_RATE = 2.5e-4
+"""Of the repairs: a quarter of what the adapters were trained with, as in 01c."""
 CATEGORIES = ("act", "animal", "artifact", "communication", "person", "substance")
 SCHEDULE: dict[str, Any] = {
     "rank": 8,
@@ -104,12 +106,13 @@ def run_seed(
         for name, base in (("old", "embedded:smollm2"), ("new", str(new_base)))
     )
     shared: dict[str, Any] = {"store": store, "progress": progress}
-    config = CrossVocabularyConfig(**SCHEDULE, seed=seed, force=True)
+    repairing = SCHEDULE | {"learning_rate": LEARNING_RATE, "seed": seed, "force": True}
+    config = CrossVocabularyConfig(**repairing, mask="old-correct")
     result = cross_vocabulary(old, new, task, out=folder / "across", config=config, **shared)
     arms = {PLAIN: result.before} | {arm.label: arm.comparison for arm in result.arms}
     for split in SPLITS:
         evaluate(old, task, split=split, store=store).copy_to(folder / "answers" / split)
-    alone = RecordedConfig(**SCHEDULE, seed=seed, force=True, controls=False)
+    alone = RecordedConfig(**repairing, controls=False)
     blind = recorded(folder / "answers", new, task, out=folder / "recorded", config=alone, **shared)
     return arms | {RECORDS: blind.repaired.comparison}
 
