@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from uphold.cli.arguments import JsonOutput, NewModel, OldModel, OutFolder, Quiet, Recipe, TaskName, share
+from uphold.cli.arguments import JsonOutput, NewModel, OldModel, OnceEach, OutFolder, Quiet, Recipe, TaskName, share
 
 SEARCH = "search"
+_ACROSS = "cross-vocabulary"
 _CHOOSING = "Choosing"
 
 
@@ -27,16 +30,20 @@ class RegisteredMethods(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of one method; an unknown name raises `UsageError` with the nearest one."""
+        from uphold.core.errors import UsageError
         from uphold.core.registry import method
         from uphold.repair.search_plan import KINDS
 
         single = typer.Typer(add_completion=False)
         if cmd_name == SEARCH:
-            single.command(SEARCH, rich_help_panel=_CHOOSING)(search)
+            single.command(SEARCH, cls=OnceEach, rich_help_panel=_CHOOSING)(search)
         else:
-            found = method("repair", cmd_name)
+            try:
+                found = method("repair", cmd_name)
+            except UsageError as error:
+                raise UsageError(f"{error} Without a method two models are needed: uphold repair OLD NEW ...") from None
             panel = KINDS[_kinds()[cmd_name]]
-            single.command(cmd_name, rich_help_panel=panel)(_command(found))
+            single.command(cmd_name, cls=OnceEach, rich_help_panel=panel)(_command(found))
         return typer.main.get_command(single)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -98,14 +105,16 @@ def _command(method: Any) -> Any:
     ) -> None:
         from uphold.cli.console import print_result, progress_to_stderr, say
         from uphold.models.processes import is_first
+        from uphold.repair.out_folder import check_out_folder
         from uphold.report import write_report
 
+        check_out_folder(out, method.name)
         silently = quiet or not is_first()
         chosen: Any = task
         arguments: dict[str, Any] = {}
         if method.config is not None:
             chosen, arguments["config"] = configured(method.config(), method.name, task, recipe, overrides, silently)
-        with progress_to_stderr(silently) as progress:
+        with progress_to_stderr(silently) as progress, _another_way(method.name):
             result = method.function(old, new, chosen, out=out, progress=progress, **arguments)
         if not is_first():
             return
@@ -113,7 +122,20 @@ def _command(method: Any) -> Any:
         say(f"{result.form}: {result.artifact}\nreport: {write_report(out)}")
 
     run.__doc__ = f"{method.summary}{f' ({method.paper})' if method.paper else ''}"
-    return with_config_options(run, method.config) if method.config else run
+    return with_config_options(run, method.config, method.name) if method.config else run
+
+
+@contextmanager
+def _another_way(method: str) -> Iterator[None]:
+    """Where a method needs one tokenizer and there are two: the name of the one that does not."""
+    from uphold.core.errors import TokenizerMismatchError
+
+    try:
+        yield
+    except TokenizerMismatchError as error:
+        if method == _ACROSS:
+            raise
+        raise TokenizerMismatchError(f"{error}; 'uphold repair {_ACROSS}' does without") from error
 
 
 def search(
@@ -157,10 +179,12 @@ def search(
     Ends with 3 where no repair is to be shipped.
     """
     from uphold.cli.console import print_result, progress_to_stderr, say
+    from uphold.repair.out_folder import check_out_folder
     from uphold.repair.search import search as run
     from uphold.repair.search_result import SearchConfig
     from uphold.report import write_report
 
+    check_out_folder(out, SEARCH)
     config = SearchConfig(tuple(method or ()), budget, trials, float(margin), strict, allow_pairs, controls, force)
     with progress_to_stderr(quiet) as progress:
         result = run(

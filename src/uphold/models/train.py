@@ -33,16 +33,19 @@ class Schedule:
     """How long and how fast to train."""
 
     epochs: int = 10
+    """Passes over the train split."""
     learning_rate: float = 1e-4
+    """AdamW's, at its highest."""
     warmup_steps: int = 500
     """Steps over which the learning rate rises linearly."""
     decay: Decay = "constant"
-    """What the learning rate does afterwards: stay, or fall to 0 at the end, in a line or as half a cosine."""
+    """What the learning rate does after warm-up: stay, or fall to 0 at the end, in a line or as half a cosine."""
     batch_size: int = 64
     """Instances per optimiser step."""
     micro_batch: int = 64
     """Instances per forward pass; gradients are accumulated up to `batch_size`."""
     weight_decay: float = 0.0
+    """AdamW's, decoupled."""
     max_gradient_norm: float = 0.0
     """Gradients are clipped to this norm; 0 leaves them alone."""
     gradient_checkpointing: bool = False
@@ -57,7 +60,7 @@ class Schedule:
     """Of the data order and of fresh adapter weights."""
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size, self.micro_batch) < 1 or self.learning_rate <= 0:
+        if min(self.epochs, self.batch_size, self.micro_batch) < 1 or not 0 < self.learning_rate < math.inf:
             raise UsageError(
                 "a schedule needs epochs, batch_size and micro_batch of at least 1 and a learning rate > 0"
             )

@@ -29,6 +29,12 @@ class AdapterConfig(Schedule):
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise UsageError("an adapter needs rank >= 1, alpha > 0 and dropout in [0, 1)")
 
+    def student(self, new: Loaded) -> Any:
+        """Where training starts: a PEFT model of which only the adapter requires gradients, here a copy of `new`."""
+        from uphold.models.adapter import trainable_copy
+
+        return trainable_copy(new, self.rank, self.alpha, self.dropout, self.seed)
+
 
 @dataclass(frozen=True)
 class DistillConfig(AdapterConfig):
