@@ -38,8 +38,10 @@ def test_overrides_win_and_none_is_not_given() -> None:
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_number_that_is_not_finite_is_refused(value: str) -> None:
-    with pytest.raises(UsageError, match="temperature of 'muscle' must be a finite number"):
-        configure(MuscleConfig(), "muscle", "paper", {"temperature": value})
+    with pytest.raises(UsageError, match="weight_decay of 'muscle' must be a finite number"):
+        configure(MuscleConfig(), "muscle", "paper", {"weight_decay": value})
+    with pytest.raises(UsageError, match="temperature must be above 0 and finite"):
+        MuscleConfig(temperature=float(value))
 
 
 def test_a_recipe_file_that_is_not_there(tmp_path: Path) -> None:

@@ -26,9 +26,7 @@ def adapt(
     from uphold.models.processes import is_first
     from uphold.repair.adapt import AdaptConfig
     from uphold.repair.adapt import adapt as train
-    from uphold.repair.out_folder import ADAPT, check_out_folder
 
-    check_out_folder(out, ADAPT)
     silently = quiet or not is_first()
     chosen, config = configured(AdaptConfig(), "adapt", task, recipe, overrides, silently)
     with progress_to_stderr(silently) as progress:

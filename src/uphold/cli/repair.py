@@ -105,10 +105,8 @@ def _command(method: Any) -> Any:
     ) -> None:
         from uphold.cli.console import print_result, progress_to_stderr, say
         from uphold.models.processes import is_first
-        from uphold.repair.out_folder import check_out_folder
         from uphold.report import write_report
 
-        check_out_folder(out, method.name)
         silently = quiet or not is_first()
         chosen: Any = task
         arguments: dict[str, Any] = {}
@@ -179,12 +177,10 @@ def search(
     Ends with 3 where no repair is to be shipped.
     """
     from uphold.cli.console import print_result, progress_to_stderr, say
-    from uphold.repair.out_folder import check_out_folder
     from uphold.repair.search import search as run
     from uphold.repair.search_result import SearchConfig
     from uphold.report import write_report
 
-    check_out_folder(out, SEARCH)
     config = SearchConfig(tuple(method or ()), budget, trials, float(margin), strict, allow_pairs, controls, force)
     with progress_to_stderr(quiet) as progress:
         result = run(

@@ -64,8 +64,8 @@ class Schedule:
             raise UsageError(
                 "a schedule needs epochs, batch_size and micro_batch of at least 1 and a learning rate > 0"
             )
-        if self.warmup_steps < 0 or self.weight_decay < 0 or self.max_gradient_norm < 0:
-            raise UsageError("warm-up steps, weight decay and gradient norm must not be negative")
+        if min(self.seed, self.warmup_steps) < 0 or self.weight_decay < 0 or self.max_gradient_norm < 0:
+            raise UsageError("seed, warm-up steps, weight decay and gradient norm must not be negative")
         if self.decay not in get_args(Decay):
             raise unknown_name("decay", self.decay, get_args(Decay))
 

@@ -93,15 +93,17 @@ def adapt(
         progress: called after every step.
 
     Raises:
-        UsageError: `base` is a pair of models.
+        UsageError: `base` is a pair of models, or `out` holds what something else made.
         UpholdError: see `uphold.core.errors` for what else can go wrong.
     """
     from uphold.models.adapter import base_name, save_adapter
     from uphold.models.load import check_single, load
     from uphold.models.processes import current
+    from uphold.repair.out_folder import ADAPT, check_out_folder
     from uphold.tasks.base import split_sizes
     from uphold.tasks.load import load_task
 
+    check_out_folder(Path(out), ADAPT)
     folder = writable_folder(Path(out))
     chosen = load_task(task)
     options = config or configure(AdaptConfig(), "adapt", recipe_for(chosen))

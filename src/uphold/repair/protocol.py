@@ -26,6 +26,7 @@ from uphold.models.processes import current
 from uphold.models.shared import load_pair
 from uphold.models.train import NFR_TOLERANCE
 from uphold.repair.card import repair_card
+from uphold.repair.out_folder import check_out_folder
 from uphold.repair.recorded_answers import RecordedAnswers
 from uphold.repair.result import Arm, Epoch, Form, Repair, headline
 from uphold.tasks.base import Split, Task, required_instances, split_sizes
@@ -120,8 +121,10 @@ def begin(
 
     Raises:
         TokenizerMismatchError: the models do not share a token-id map, and the method needs it.
-        UsageError: the new model is clearly worse than the old one, unless `force`.
+        UsageError: the new model is clearly worse than the old one, unless `force`; or `out` holds what something else
+            made.
     """
+    check_out_folder(Path(out), method)
     folder = writable_folder(Path(out))
     recorded = isinstance(old, RecordedAnswers)
     frozen_old, frozen_new = (old, load(new)) if recorded else load_pair(old, new)
