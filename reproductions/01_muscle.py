@@ -16,7 +16,18 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from evidence import RESULTS, WORK, Claim, mean_and_spread, use_one_thread, value, write_evidence
+from evidence import (
+    RESULTS,
+    WORK,
+    Claim,
+    Figures,
+    mean_and_spread,
+    print_arms,
+    rates_of,
+    use_one_thread,
+    value,
+    write_evidence,
+)
 
 import uphold
 from uphold.core.runs import RunStore
@@ -114,7 +125,7 @@ def judge(seeds: list[dict[str, Comparison]]) -> list[Claim]:
     ]
 
 
-def draw(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
+def draw(figures: Figures, path: Path) -> None:
     """Accuracy against NFR, a dot per seed and a larger one for the mean."""
     import matplotlib
 
@@ -157,16 +168,8 @@ def main() -> None:
             for arm, comparison in arms.items():
                 rates = "  ".join(str(comparison[rate]).replace(" new", "") for rate in RATES[:3])
                 print(f"  {arm:<28}{rates}", flush=True)
-    figures = {arm: {rate: [round(value(arms[arm], rate), 5) for arms in seeds] for rate in RATES} for arm in seeds[0]}
-    print(f"\n{'mean over seeds, %':<28}{'accuracy':>9}{'NFR':>8}{'vs plain':>10}{'NFR^mc':>8}{'rel. NFR':>10}")
-    plain = sum(figures[PLAIN]["nfr"])
-    for arm, rates in figures.items():
-        accuracy, nfr, mixed, relative = (
-            sum(rates[name]) / len(seeds) for name in ("accuracy_new", "nfr", "nfr_mc", "relative_nfr")
-        )
-        change = "" if arm == PLAIN else f"{sum(rates['nfr']) / plain - 1:+.1%}"
-        print(f"{arm:<28}{100 * accuracy:>9.2f}{100 * nfr:>8.2f}{change:>10}{100 * mixed:>8.2f}{relative:>10.3f}")
-    print()
+    figures = rates_of({arm: [arms[arm] for arms in seeds] for arm in seeds[0]}, RATES)
+    print_arms(figures, PLAIN)
     draw(figures, RESULTS / f"{NAME}.svg")
     write_evidence(NAME, PAPER, options.seeds, judge(seeds), figures, time.monotonic() - started)
 

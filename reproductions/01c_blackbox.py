@@ -19,7 +19,19 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from evidence import RESULTS, WORK, Claim, mean_and_spread, use_one_thread, value, write_evidence
+from evidence import (
+    RESULTS,
+    WORK,
+    Claim,
+    Figures,
+    mean_and_spread,
+    print_arms,
+    rates_of,
+    use_one_thread,
+    value,
+    with_options,
+    write_evidence,
+)
 
 import uphold
 from uphold.core.runs import RunStore, load_run, write_run
@@ -30,7 +42,6 @@ from uphold.repair.kd import KdConfig, kd
 from uphold.repair.recipe import configure
 from uphold.repair.recorded import RecordedConfig, recorded
 from uphold.tasks.base import SPLITS, FixedTask
-from uphold.tasks.scorers import scorer
 
 NAME, PAPER, TASK = "01c_blackbox", "arXiv:1606.07947", "demo"
 PLAIN = "plain update"
@@ -38,28 +49,16 @@ TEXT, CHOSEN, LIKELY = "recorded texts", "recorded choices", "recorded log-likel
 MUSCLE, KD, CE, NEW = "MUSCLE", "KD from the old model", "control: cross-entropy only", "control: new teacher only"
 ON_CHOICES = "choices: "
 """In front of what was measured on the task with options."""
-RATES = ("accuracy_new", "nfr", "nfr_mc", "relative_nfr")
 CHOICE_TRAIN, CHOICE_VALIDATION = 800, 500
 """Instances of the task with options, whose every instance is 12 texts to read."""
 
 
-def with_options(task: FixedTask) -> FixedTask:
-    """The same questions with all answers of the task as options."""
-    instances = {split: task.instances(split) for split in SPLITS}
-    options = tuple(sorted({one.target for part in instances.values() for one in part}, key=int))
-    sizes = {"train": CHOICE_TRAIN, "validation": CHOICE_VALIDATION, "test": len(instances["test"])}
-    name, function = scorer("choice")
-    return replace(
-        task,
-        name="demo with options",
-        kind="choice",
-        splits={
-            split: tuple(replace(one, options=options) for one in part[: sizes[split]])
-            for split, part in instances.items()
-        },
-        scorer=name,
-        score_function=function,
-    )
+def chosen_form(task: FixedTask) -> FixedTask:
+    """The same questions, fewer of them, with all answers of the task as options."""
+    options = tuple(sorted({one.target for split in SPLITS for one in task.instances(split)}, key=int))
+    sizes = {"train": CHOICE_TRAIN, "validation": CHOICE_VALIDATION}
+    fewer = replace(task, splits={split: task.instances(split)[: sizes.get(split)] for split in SPLITS})
+    return with_options(fewer, "demo with options", lambda instance: options)
 
 
 def record(old: str, task: FixedTask, folder: Path, store: RunStore) -> Path:
@@ -105,7 +104,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, Comparison]:
     alone = {"out": folder / "kd", "config": options(KdConfig(), "kd", controls=False), "store": store}
     keep(kd(old, new, written, **alone), KD)
 
-    choices = with_options(written)
+    choices = chosen_form(written)
     likely = record(old, choices, folder / "likely", store)
     chosen = without_likelihoods(likely, folder / "chosen")
     keep(recorded(likely, new, choices, out=folder / "c-likely", config=from_records, store=store), LIKELY, ON_CHOICES)
@@ -164,7 +163,7 @@ def judge(seeds: list[dict[str, Comparison]]) -> list[Claim]:
     ]
 
 
-def draw(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
+def draw(figures: Figures, path: Path) -> None:
     """Accuracy against NFR, a dot per seed and a larger one for the mean; one panel per form of the task."""
     import matplotlib
 
@@ -180,12 +179,14 @@ def draw(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
             panel.scatter(accuracy, nfr, s=14, alpha=0.45, color=f"C{index}")
             mean = (sum(accuracy) / len(accuracy), sum(nfr) / len(nfr))
             label = arm.removeprefix(ON_CHOICES)
-            panel.scatter(*mean, s=55, color=f"C{index}", edgecolor="black", linewidth=0.6, label=label)
+            # The new-teacher control ends where it starts, on the plain update, which is larger and lies below.
+            size, order = (170, 2) if label == PLAIN else (55, 3)
+            panel.scatter(*mean, s=size, color=f"C{index}", edgecolor="black", linewidth=0.6, label=label, zorder=order)
         panel.set_title(title)
         panel.set_xlabel("test accuracy, %")
         panel.set_ylabel("NFR against the old model, %")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=7, markerscale=0.7)
     figure.savefig(path, metadata={"Date": None})
 
 
@@ -200,14 +201,10 @@ def main() -> None:
     workers = min(len(folders), os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=use_one_thread) as pool:
         seeds = list(pool.map(run_seed, options.seeds, folders))
-    figures = {arm: {rate: [round(value(arms[arm], rate), 5) for arms in seeds] for rate in RATES} for arm in seeds[0]}
-    print(f"{'mean over seeds, %':<42}{'accuracy':>9}{'NFR':>8}{'vs plain':>10}{'NFR^mc':>8}{'rel. NFR':>10}")
-    for arm, rates in figures.items():
-        accuracy, nfr, mixed, relative = (sum(rates[rate]) / len(seeds) for rate in RATES)
-        plain = sum(figures[(ON_CHOICES if arm.startswith(ON_CHOICES) else "") + PLAIN]["nfr"]) / len(seeds)
-        change = "" if arm.endswith(PLAIN) else f"{nfr / plain - 1:+.1%}"
-        print(f"{arm:<42}{100 * accuracy:>9.2f}{100 * nfr:>8.2f}{change:>10}{100 * mixed:>8.2f}{relative:>10.3f}")
-    print()
+    figures = rates_of({arm: [arms[arm] for arms in seeds] for arm in seeds[0]})
+    for before in ("", ON_CHOICES):
+        shown = {arm: rates for arm, rates in figures.items() if arm.startswith(ON_CHOICES) == bool(before)}
+        print_arms(shown, before + PLAIN)
     draw(figures, RESULTS / f"{NAME}.svg")
     write_evidence(NAME, PAPER, options.seeds, judge(seeds), figures, time.monotonic() - started)
 

@@ -1,6 +1,6 @@
 """How much of what both models side by side keep can one model keep? Glosses to categories, several seeds.
 
-    python reproductions/01e_wordnet.py [--seeds 0 1 2] [--wordnet /usr/share/wordnet] [--ablation]
+    python reproductions/01e_wordnet.py [--seeds 0 1 2] [--wordnet /usr/share/wordnet] [--ablation [ARM ...]]
 
 The run of the MUSCLE paper's protocol on WordNet, in the small: two bases that read different glosses, the same
 adapter recipe for both, 45 categories. A seed decides fresh adapter weights and data order. `--ablation` takes the
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -57,6 +58,7 @@ ABLATION: dict[str, tuple[str, dict[str, Any]]] = {
     "uphold, constant rate": ("uphold", {**WIDE, "decay": "constant"}),
     "uphold without gold": ("uphold", {**WIDE, "gold_weight": 0.0}),
     "uphold on gold answers only": ("uphold", {**WIDE, "own_answers": False}),
+    "cross-entropy with all of uphold's room": ("uphold", {**WIDE, "own_answers": False, "gold_weight": 1.0}),
 }
 FOLDER = WORK / NAME
 
@@ -87,7 +89,7 @@ def run(arm: str, seed: int) -> dict[str, Comparison]:
         adapted(seed, "v1"),
         adapted(seed, "v2"),
         FOLDER / "task.yaml",
-        out=folder / arm.replace(" ", "-").replace(",", ""),
+        out=folder / re.sub(r"\W+", "-", arm),
         config=config,
         store=RunStore(folder / "store"),
     )
@@ -141,13 +143,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
-    parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--ablation", nargs="*", choices=list(ABLATION), metavar="ARM", help="all arms, or these")
     options = parser.parse_args()
     if not (options.wordnet / "data.noun").is_file():
         parser.error(f"no data.noun in {options.wordnet}: apt install wordnet-base, or name its folder with --wordnet")
     started = time.monotonic()
     make_task(FOLDER, options.wordnet)
-    names = [*ARMS, *(ABLATION if options.ablation else ())]
+    names = [*ARMS, *(ABLATION if options.ablation == [] else options.ablation or ())]
     with ProcessPoolExecutor(os.cpu_count() or 1, get_context("spawn"), initializer=use_one_thread) as pool:
         list(pool.map(prepare, ("v1", "v2"), [options.wordnet] * 2))
         jobs = [(seed, version) for seed in options.seeds for version in ("v1", "v2")]

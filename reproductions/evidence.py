@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from uphold.core.storage import write_json
 from uphold.measure import Comparison
 from uphold.models.load import library_versions
+from uphold.tasks import scorers
+from uphold.tasks.base import SPLITS, FixedTask, Instance
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parents[1] / "build" / "reproductions"
@@ -46,6 +48,18 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{100 * mean:.2f} ± {100 * spread:.2f} ({100 * min(values):.2f} to {100 * max(values):.2f})"
 
 
+def with_options(task: FixedTask, name: str, options: Callable[[Instance], tuple[str, ...]]) -> FixedTask:
+    """The same questions as a task called `name`, whose answers are chosen among the options of each instance."""
+    return replace(
+        task,
+        name=name,
+        kind="choice",
+        splits={split: tuple(replace(one, options=options(one)) for one in task.instances(split)) for split in SPLITS},
+        scorer="choice.v1",
+        score_function=scorers.choice,
+    )
+
+
 def use_one_thread() -> None:
     """One thread per worker process."""
     import torch
@@ -66,9 +80,9 @@ Figures = dict[str, dict[str, list[float]]]
 """By arm and rate, one value per seed."""
 
 
-def rates_of(arms: Mapping[str, Sequence[Comparison]]) -> Figures:
-    """`RATES` of each arm, given its comparisons with the old model, one per seed."""
-    return {arm: {rate: [round(value(one, rate), 5) for one in made] for rate in RATES} for arm, made in arms.items()}
+def rates_of(arms: Mapping[str, Sequence[Comparison]], rates: Sequence[str] = RATES) -> Figures:
+    """The `rates` of each arm, given its comparisons with the old model, one per seed."""
+    return {arm: {rate: [round(value(one, rate), 5) for one in made] for rate in rates} for arm, made in arms.items()}
 
 
 def print_arms(figures: Figures, plain: str) -> None:
@@ -79,7 +93,8 @@ def print_arms(figures: Figures, plain: str) -> None:
     for arm, rates in figures.items():
         accuracy, nfr = (mean_and_spread(rates[name]).partition(" (")[0] for name in ("accuracy_new", "nfr"))
         mixed, relative = (sum(rates[name]) / len(rates[name]) for name in ("nfr_mc", "relative_nfr"))
-        change = "" if arm == plain else f"{sum(rates['nfr']) / sum(figures[plain]['nfr']) - 1:+.1%}"
+        now, before = sum(rates["nfr"]), sum(figures[plain]["nfr"])
+        change = "" if arm == plain or not before else f"{now / before - 1:+.1%}"
         print(f"{arm:<{width}}{accuracy:>15}{nfr:>15}{change:>10}{100 * mixed:>9.2f}{relative:>10.3f}")
     print()
 

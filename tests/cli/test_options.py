@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,10 +21,16 @@ class Config(Base):
     """How long."""
     mode: Literal["a", "b"] = "a"
     plain: bool = True
+    """Plainly, in so many `steps`."""
+    extra: bool = False
 
 
 def test_the_string_below_a_field_is_its_help() -> None:
-    assert field_docs(Config) == {"rate": "How fast.", "steps": "How long."}
+    assert field_docs(Config) == {
+        "rate": "How fast.",
+        "steps": "How long.",
+        "plain": "Plainly, in so many `steps`.",
+    }
 
 
 def test_given_options_become_overrides_and_others_stay_out() -> None:
@@ -41,13 +46,44 @@ def test_given_options_become_overrides_and_others_stay_out() -> None:
     app.command()(with_config_options(command, Config))
     runner = CliRunner()
     assert runner.invoke(app, ["x", "--steps", "7", "--mode", "b", "--no-plain"]).exit_code == 0
+    assert runner.invoke(app, ["x", "--plain", "--extra"]).exit_code == 0
+    assert runner.invoke(app, ["x", "--no-extra"]).exit_code == 0
     assert runner.invoke(app, ["x"]).exit_code == 0
-    assert seen == [("x", {"steps": 7, "mode": "b", "plain": False}), ("x", {})]
+    assert seen == [
+        ("x", {"steps": 7, "mode": "b", "plain": False}),
+        ("x", {"plain": True, "extra": True}),
+        ("x", {"extra": False}),
+        ("x", {}),
+    ]
     assert runner.invoke(app, ["x", "--mode", "c"]).exit_code == 2
-    assert inspect.signature(with_config_options(command, Config)).parameters.keys() == {
-        "name",
-        "rate",
-        "steps",
-        "mode",
-        "plain",
-    }
+
+
+def test_the_help_has_a_method_s_own_options_first_with_choices_and_defaults() -> None:
+    import typer
+
+    def command(overrides: Any = None) -> None:
+        """Do it."""
+
+    app = typer.Typer()
+    app.command()(with_config_options(command, Config))
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "120"}).stdout
+    own, shared = text.split("Recipe options, shared with other methods")
+    for part in (
+        "--steps",
+        "[default: (3)]",
+        "a or b",
+        "--no-plain",
+        "Turn off: Plainly, in so many --steps.",
+        "--extra",
+    ):
+        assert part in own
+    assert "How fast. [default: (0.5)]" in shared
+    assert "--no-extra" not in text
+
+
+def test_defaults_are_those_of_the_paper_s_recipe() -> None:
+    from uphold.cli.main import app
+
+    text = CliRunner().invoke(app, ["adapt", "--help"], env={"COLUMNS": "120"}).stdout
+    batch = text[text.index("--micro-batch") :]
+    assert batch[: batch.index("]") + 1].endswith("[default: (8)]")

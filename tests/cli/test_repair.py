@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tests.report.test_pareto import search as made_search
 from uphold.cli.main import app
 from uphold.core import registry
-from uphold.core.errors import UsageError
+from uphold.core.errors import TokenizerMismatchError, UsageError
 from uphold.repair.uphold import UpholdConfig
 
 RUNNER = CliRunner()
@@ -83,6 +83,48 @@ def test_a_method_may_not_be_called_search(monkeypatch: pytest.MonkeyPatch) -> N
     taken = registry.Method("repair", "search", "", lambda old, new, task, *, out: None)
     monkeypatch.setitem(registry._methods, ("repair", "search"), taken)
     assert "needs another name" in str(RUNNER.invoke(app, ["repair", "--help"]).exception)
+
+
+def test_a_model_that_is_missing_is_not_only_taken_for_a_misspelt_method(default: list[Any]) -> None:
+    assert "two models are needed" in str(RUNNER.invoke(app, ["repair", "v1", "--task", "demo"]).exception)
+
+
+@pytest.mark.parametrize("method", [["uphold"], []])
+@pytest.mark.parametrize("twice", ["task", "out"])
+def test_one_task_and_one_folder(method: list[str], twice: str, default: list[Any]) -> None:
+    typed = ["repair", *method, "v1", "v2", "--task", "demo", "--out", "x", f"--{twice}", "y"]
+    assert f"--{twice} was given 2 times" in str(RUNNER.invoke(app, typed).exception)
+    assert default == []
+
+
+@pytest.mark.parametrize("maker", [["repair", "kd", "v1", "v2"], ["repair", "search", "v1", "v2"], ["adapt", "v1"]])
+def test_what_another_method_made_is_not_written_over(maker: list[str], tmp_path: Path) -> None:
+    (tmp_path / "repair.json").write_text('{"method": "muscle"}')
+    result = RUNNER.invoke(app, [*maker, "--task", "demo", "--out", str(tmp_path)])
+    assert "holds a repair by muscle" in str(result.exception)
+
+
+def test_two_tokenizers_name_the_method_that_takes_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def function(old: Any, new: Any, task: Any, *, out: Any, progress: Any) -> Any:
+        """Repair."""
+        raise TokenizerMismatchError("two tokenizers")
+
+    registry.methods()
+    said = {}
+    for name in ("kd", "cross-vocabulary"):
+        monkeypatch.setitem(registry._methods, ("repair", name), registry.Method("repair", name, "", function))
+        result = RUNNER.invoke(app, ["repair", name, "v1", "v2", "--task", "demo", "--out", str(tmp_path)])
+        assert isinstance(result.exception, TokenizerMismatchError)
+        said[name] = str(result.exception)
+    assert "'uphold repair cross-vocabulary'" in said["kd"]
+    assert said["cross-vocabulary"] == "two tokenizers"
+
+
+def test_no_option_is_cut_off_in_a_terminal_of_80_columns() -> None:
+    for name in ("search", *(method.name for method in registry.methods("repair"))):
+        text = RUNNER.invoke(app, ["repair", name, "--help"], env={"COLUMNS": "80"}).stdout
+        assert "…" not in text, name
+        assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.fixture

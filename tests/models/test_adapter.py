@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ import torch
 from uphold.models.adapter import adapted, base_name, fresh_adapter, is_adapted, save_adapter, trainable_copy
 from uphold.models.fingerprint import module_fingerprint
 from uphold.models.load import fingerprint_of, load
+from uphold.models.weights import LoraSum, bare_copy, lora_factors
+from uphold.models.widened import widened
 
 
 def test_a_fresh_adapter_computes_what_the_base_computes(model_v1: Path) -> None:
@@ -21,6 +24,17 @@ def test_a_fresh_adapter_computes_what_the_base_computes(model_v1: Path) -> None
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert trained
     assert all("lora_" in name and "lm_head" not in name for name in trained)
+
+
+def test_python_users_see_no_warning_of_libraries_among_themselves(model_v1: Path, tmp_path: Path) -> None:
+    """The tests' own settings ignore PEFT's use of a deprecated name; nobody else's do."""
+    base = load(model_v1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = fresh_adapter(base, 4, 8, 0.0, seed=0)
+        adapted = load(f"{model_v1}+{save_adapter(model, base, tmp_path / 'adapter', '', {})}")
+        widened(adapted, 2, 4.0, 0.0, True, seed=0)
+        LoraSum(bare_copy(base), [lora_factors(adapted.model) or {}])
 
 
 def test_fresh_weights_follow_their_seed_and_leave_the_global_generator_alone(model_v1: Path) -> None:

@@ -27,7 +27,8 @@ DIVERGENCES: list[Divergence] = [
     ForwardKL(2.0),
     ForwardKL(100.0, scale=1e4),
     ReverseKL(1.5),
-    JensenShannon(2.0, 0.3),
+    ReverseKL(3.0, scale=9.0),
+    JensenShannon(2.0, 0.3, scale=4.0),
     JensenShannon(1.0, 0.5),
     HalfSquaredLogits(),
     LogitDifferenceInhibition(0.5),
@@ -69,10 +70,11 @@ def plain(divergence: Divergence, z: torch.Tensor, teacher: torch.Tensor) -> tor
         case ForwardKL():
             return divergence.scale * kl(teacher, z, t)
         case ReverseKL():
-            return kl(z, teacher, t)
+            return divergence.scale * kl(z, teacher, t)
         case JensenShannon():
             m = divergence.beta * p + (1 - divergence.beta) * q
-            return divergence.beta * (p * (p / m).log()).sum(-1) + (1 - divergence.beta) * (q * (q / m).log()).sum(-1)
+            value = divergence.beta * (p * (p / m).log()).sum(-1) + (1 - divergence.beta) * (q * (q / m).log()).sum(-1)
+            return divergence.scale * value
         case HalfSquaredLogits():
             return 0.5 * F.mse_loss(z, teacher, reduction="none").sum(-1)
     assert isinstance(divergence, LogitDifferenceInhibition)

@@ -13,17 +13,14 @@ import pytest
 import torch
 
 from uphold.core.errors import CorruptError
-from uphold.models import teacher_choice
 from uphold.models.adapter import fresh_adapter
 from uphold.models.divergence import Divergence, ForwardKL, HalfSquaredLogits, JensenShannon, ReverseKL
 from uphold.models.encode import Encoded, collate
-from uphold.models.fingerprint import module_fingerprint
 from uphold.models.load import load
 from uphold.models.objective import Distillation, FrozenTeacher
 from uphold.models.rules import Term, Tokens, Weights
 from uphold.models.targets import Top, forward_kl, kept_forward_kl, spread
-from uphold.models.teacher_cache import CachedTeacher, CacheSpec, Cost, KeptTop, cache_key, row_names, write_cache
-from uphold.models.teacher_choice import Plan, keep_teachers
+from uphold.models.teacher_cache import CachedTeacher, CacheSpec, KeptTop, cache_key, row_names, write_cache
 from uphold.models.train import trained_tokens
 from uphold.repair.muscle import MASKS, MuscleRule
 
@@ -264,38 +261,3 @@ def test_a_damaged_cache_is_named(trio: tuple[Any, Any, Any], tmp_path: Path) ->
     (tmp_path / "c" / "shard-00000.safetensors").write_bytes(b"x")
     with pytest.raises(CorruptError, match=r"cache .* cannot be read"):
         CachedTeacher(teacher.teacher, tmp_path / "c")
-
-
-@pytest.mark.parametrize(("keep", "asked", "kept"), [("never", 1.0, 0.1), ("auto", 1.0, 0.1), ("auto", 1.0, 0.95)])
-def test_teachers_are_kept_where_that_is_faster(
-    trio: tuple[Any, Any, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    keep: Any,
-    asked: float,
-    kept: float,
-) -> None:
-    old, _, _ = trio
-    calls = []
-
-    def measured(*_: Any) -> Any:
-        calls.append(1)
-        return Cost(10, 100 * asked, 100 * kept, 100 * asked, 1)
-
-    monkeypatch.setattr(teacher_choice, "measured_cost", measured)
-    plan = Plan(keep, CacheSpec(), 10, tmp_path)
-    chosen = []
-    for _ in range(2):
-        objective = Distillation(Only(ForwardKL()), (old,), "all")
-        keep_teachers(objective, ROWS, plan, lambda model: module_fingerprint(model, "")["weights"])
-        chosen.append(isinstance(objective.teachers[0], CachedTeacher))
-    assert chosen == [keep == "auto" and kept < 0.5] * 2
-    assert len(calls) == (keep == "auto")
-
-
-def test_what_takes_no_time_is_not_kept(trio: tuple[Any, Any, Any], tmp_path: Path) -> None:
-    old, _, _ = trio
-    objective = Distillation(Only(ForwardKL()), (old,), "all")
-    keep_teachers(objective, ROWS, Plan("auto", CacheSpec(), 3, tmp_path), lambda model: "x")
-    assert objective.teachers == (old,)
-    assert not list(tmp_path.glob("*/"))

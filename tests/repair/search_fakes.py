@@ -17,6 +17,7 @@ from uphold.core.runs import Run
 from uphold.measure import Comparison, compare_runs
 from uphold.repair.protocol import Setting
 from uphold.repair.result import Arm, Form, Repair
+from uphold.repair.search_result import Search
 from uphold.tasks.base import FixedTask, Instance, Score
 
 _folder = TemporaryDirectory()
@@ -79,6 +80,8 @@ class FakeConfig:
 
 
 Right = Callable[[int], set[int] | Exception]
+Look = Callable[..., Search]
+"""Searches among fakes; see `look` in conftest.py."""
 
 
 @dataclass
@@ -156,3 +159,16 @@ def registered(*fakes: Fake, clock: Clock) -> Iterator[None]:
 def shuffled(right: set[int], seed: int) -> set[int]:
     """As many instances, other ones."""
     return set(random.Random(seed).sample(range(COUNT), len(right)))
+
+
+def fixes(count: int, loses: int = 0) -> set[int]:
+    """The new model's answers with `count` of the five negative flips fixed and `loses` gains lost."""
+    return (NEW_RIGHT | set(range(count))) - set(range(29, 29 - loses, -1))
+
+
+def always(right: set[int]) -> Right:
+    return lambda strength: right
+
+
+def labels(result: Search) -> list[str]:
+    return [trial.label for trial in result.trials]

@@ -10,7 +10,6 @@ from uphold import adapt, compare
 from uphold.core.errors import EmptyError, StorageError
 from uphold.models.fingerprint import weights_hash
 from uphold.repair import AdaptConfig
-from uphold.repair.adapt import load_adaptation
 
 TINY = AdaptConfig(epochs=3, learning_rate=5e-3, warmup_steps=2, batch_size=8, micro_batch=8, rank=4, alpha=8)
 
@@ -25,7 +24,9 @@ def test_an_adapter_is_trained_chosen_and_used(model_v1: Path, tmp_path: Path) -
     assert result.history[-1].train["loss"] < result.history[1].train["loss"]
     assert result.splits == {"train": 30, "validation": 30, "test": 60}
     assert "validation accuracy" in str(result)
-    assert load_adaptation(tmp_path / "out") == result
+    saved = json.loads((tmp_path / "out" / "adapt.json").read_text())
+    assert (saved["base"], saved["adapter"], saved["splits"]) == (str(model_v1), "adapter", result.splits)
+    assert [entry["chosen"] for entry in saved["history"]] == [entry.chosen for entry in result.history]
     assert compare(model_v1, result.reference, task).count == 60
 
 
@@ -52,9 +53,9 @@ def test_a_generate_task_learns_to_stop(model_v1: Path, tmp_path: Path) -> None:
 
 def test_saving_elsewhere_copies_the_adapter(model_v1: Path, tmp_path: Path) -> None:
     result = adapt(model_v1, write_task(tmp_path), out=tmp_path / "out", config=TINY)
-    copy = load_adaptation(result.save(tmp_path / "copy"))
-    assert copy.adapter == tmp_path / "copy" / "adapter"
-    assert weights_hash(copy.adapter) == weights_hash(result.adapter)
+    copy = result.save(tmp_path / "copy")
+    assert (copy / "adapt.json").read_bytes() == (tmp_path / "out" / "adapt.json").read_bytes()
+    assert weights_hash(copy / "adapter") == weights_hash(result.adapter)
 
 
 def test_nothing_to_train_on_or_nowhere_to_write(model_v1: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dissonance": [{}, {"kind": "strict-imitation"}],
     "elodi": [{"members": 2}],
     "focal": [{}, {"distance": "lm", "judge": "token"}],
-    "kd": [{}, {"conditional": "sequence"}],
+    "kd": [{}, {"conditional": "sequence", "divergence": "reverse-kl"}],
     "mixture": [{}, {"teacher": "best"}],
     "mpt": [{"new_answers": ["d"]}],
     "muscle": [{}],

@@ -11,7 +11,6 @@ from tests.conftest import save_tiny_model, write_task
 from uphold import compare, evaluate, load_repair
 from uphold.cli.main import app
 from uphold.core.errors import TokenizerMismatchError, UsageError
-from uphold.core.registry import method
 from uphold.repair.ensemble import EnsembleConfig, ensemble
 
 
@@ -69,14 +68,3 @@ def test_other_tokenizers_and_impossible_shares_are_refused(model_v1: Path, tmp_
         ensemble(model_v1, other, write_task(tmp_path), out=tmp_path / "out", config=EnsembleConfig(force=True))
     with pytest.raises(UsageError, match=r"share must be in \[0, 1\]"):
         EnsembleConfig(share=-0.1)
-
-
-@pytest.mark.parametrize("name", ["ensemble", "bcr", "gated-fusion"])
-def test_each_is_registered_with_its_paper_and_what_a_search_tries(name: str) -> None:
-    found = method("repair", name)
-    assert found.paper
-    assert found.summary.endswith("(both are asked).")
-    assert found.config is not None
-    for option, values in found.config.SEARCH.items():  # type: ignore[attr-defined]
-        for value in values:
-            found.config(**{option: value})

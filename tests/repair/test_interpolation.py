@@ -8,7 +8,7 @@ from uphold.repair.fisher_bcwi import FisherBcwiConfig
 from uphold.repair.interpolation import InterpolationConfig, Point, choose_alpha
 from uphold.repair.soup_bcwi import SoupBcwiConfig
 
-LARGEST, NFR = InterpolationConfig(), InterpolationConfig(choose="nfr")
+LARGEST, NFR = InterpolationConfig(choose="largest"), InterpolationConfig(choose="nfr")
 
 
 def points(*rows: tuple[float, float, float]) -> list[Point]:
@@ -18,6 +18,7 @@ def points(*rows: tuple[float, float, float]) -> list[Point]:
 def test_the_largest_alpha_that_is_not_less_accurate_than_the_new_model_is_kept() -> None:
     found = points((0.0, 0.70, 0.05), (0.1, 0.72, 0.04), (0.2, 0.69, 0.01), (0.3, 0.70, 0.03), (0.4, 0.60, 0.0))
     assert choose_alpha(found, 0.70, LARGEST) == 0.3
+    assert choose_alpha(points((0.0, 0.70, 0.01), (0.1, 0.70, 0.02), (0.2, 0.699, 0.0)), 0.70, LARGEST) == 0.1
     assert choose_alpha(found[:1] + found[-1:], 0.70, LARGEST) == 0.0
 
 

@@ -23,6 +23,23 @@ def test_the_loss_is_the_papers() -> None:
     assert torch.allclose(found.gradient, z.grad, atol=1e-5)
 
 
+@pytest.mark.parametrize("divergence", ["reverse-kl", "jensen-shannon"])
+def test_another_divergence_may_take_the_place_of_kl(divergence: Any) -> None:
+    z = STUDENT.clone().requires_grad_()
+    if divergence == "reverse-kl":
+        apart = kl(z, OLD, 3.0)
+    else:
+        own, old = (z / 3).softmax(-1), (OLD / 3).softmax(-1)
+        middle = (own + old) / 2
+        apart = 0.5 * ((own * (own / middle).log()).sum(-1) + (old * (old / middle).log()).sum(-1))
+    expected = (0.7 * crossed(z, TRAINED) + 0.3 * 9 * apart).sum()
+    expected.backward()
+    found = loss_of(KdRule(0.3, 3.0, divergence=divergence), STUDENT, [OLD], TRAINED)
+    assert found.total == pytest.approx(expected.item(), rel=1e-5)
+    assert z.grad is not None
+    assert torch.allclose(found.gradient, z.grad, atol=1e-5)
+
+
 @pytest.mark.parametrize("conditional", ["token", "sequence"])
 def test_where_the_old_model_is_worse_the_conditional_form_is_cross_entropy(conditional: Any) -> None:
     worse = STUDENT.clone()
@@ -52,5 +69,7 @@ def test_tokens_are_judged_alone_and_sequences_together() -> None:
 def test_impossible_options_are_refused() -> None:
     with pytest.raises(UsageError, match="did you mean 'sequence'"):
         KdConfig(conditional="sequences")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="did you mean 'reverse-kl'"):
+        KdConfig(divergence="reverse_kl")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"kl_weight in \[0, 1\]"):
         KdConfig(kl_weight=-0.1)

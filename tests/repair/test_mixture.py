@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.models.losses import crossed, draw, kl, loss_of, predictions
 from uphold.core.errors import UsageError
 from uphold.repair.mixture import MixtureConfig, MixtureRule
+from uphold.repair.uphold import UpholdRule
 
 TRAINED = predictions([8, 2, 5, 1, 7, 7, 3])
 STUDENT, OLD, NEW = (draw(7, 9, seed=seed) for seed in (1, 2, 3))
@@ -24,6 +25,14 @@ def test_all_of_one_model_is_that_model() -> None:
     for share, teacher in ((1.0, OLD), (0.0, NEW)):
         found = loss_of(MixtureRule(share=share, temperature=2.0), STUDENT, [OLD, NEW], TRAINED)
         assert found.total == pytest.approx(float(kl(teacher, STUDENT, 2.0).sum()), rel=1e-5)
+
+
+def test_the_default_repair_without_gold_weight_is_the_average() -> None:
+    mixed, own = (
+        loss_of(rule, STUDENT, [OLD, NEW], TRAINED) for rule in (MixtureRule(share=0.3), UpholdRule(0.3, 0.0))
+    )
+    assert own.total == mixed.total
+    assert torch.equal(own.gradient, mixed.gradient)
 
 
 def test_equal_teachers_and_student_give_no_loss() -> None:

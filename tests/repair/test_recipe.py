@@ -36,6 +36,19 @@ def test_overrides_win_and_none_is_not_given() -> None:
     assert (config.rank, config.epochs) == (4, 10)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_number_that_is_not_finite_is_refused(value: str) -> None:
+    with pytest.raises(UsageError, match="weight_decay of 'muscle' must be a finite number"):
+        configure(MuscleConfig(), "muscle", "paper", {"weight_decay": value})
+    with pytest.raises(UsageError, match="temperature must be above 0 and finite"):
+        MuscleConfig(temperature=float(value))
+
+
+def test_a_recipe_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the recipe file .*shipped recipes: demo, paper"):
+        configure(AdaptConfig(), "adapt", tmp_path / "nope.yaml")
+
+
 def test_a_recipe_file_and_what_can_be_wrong_with_it(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("adapt: {rank: 8}\n")

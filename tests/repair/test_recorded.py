@@ -48,7 +48,7 @@ def test_it_works_when_the_old_model_is_gone(
     old = save_tiny_model(tmp_path / "old", seed=1)
     answers = record_answers(old, task, tmp_path / "answers")
     shutil.rmtree(old)
-    config = RecordedConfig(**TINY, mask="old-only")
+    config = RecordedConfig(**TINY, mask="old-only", teacher_cache="always")
     result = recorded(answers, model_v2, task, out=tmp_path / "out", config=config)
     assert [arm.name for arm in result.arms] == ["repaired", "control-ce", "control-new"]
     assert result.method == "recorded"
@@ -56,6 +56,7 @@ def test_it_works_when_the_old_model_is_gone(
     assert list(result.before.old.records()) == list(load_run(answers / "test").records())
     assert str(load_repair(tmp_path / "out")) == str(result)
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "out" / "training" / "teachers").exists()
     for loss in ("option_loss.OptionDistillation", "objective.Distillation"):
         monkeypatch.setattr(f"uphold.models.{loss}.__call__", lambda *_: pytest.fail("trained again"))
     again = recorded(answers, model_v2, task, out=tmp_path / "out", config=config)

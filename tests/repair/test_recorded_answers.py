@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import write_task
 from uphold.core.errors import DataError, UsageError
 from uphold.core.records import Record
-from uphold.core.runs import Run, RunStore, write_run
+from uphold.core.runs import Run, RunStore, load_run, write_run
 from uphold.repair.recorded_answers import recorded_answers
 from uphold.tasks.base import SPLITS, FixedTask, Instance, Split, Task, task_fingerprint
 from uphold.tasks.load import load_task
@@ -212,3 +212,20 @@ def test_what_is_neither_run_nor_log(task: FixedTask, tmp_path: Path, store: Run
         recorded_answers(tmp_path / "nothing", task, tmp_path / "out")
     with pytest.raises(UsageError, match="not int"):
         recorded_answers(3, task, tmp_path / "out")
+
+
+def test_equal_answers_with_other_likelihoods_are_other_answers(task: FixedTask, tmp_path: Path) -> None:
+    """They teach something else, so a training that followed the ones must not be taken for one of the others."""
+    found = []
+    for number, logprobs in enumerate([(), (-1.0, -2.0, -3.0, -4.0), (-4.0, -3.0, -2.0, -1.0)]):
+        runs = []
+        for run in (load_run(path) for path in sorted(write_runs(tmp_path / "runs", task).iterdir())):
+            told = [replace(record, option_logprobs=logprobs) for record in run.records()]
+            runs.append(write_run(tmp_path / f"{number}" / run.path.name, told, run.fingerprint))
+        found.append(recorded_answers(runs, task, tmp_path / f"out {number}").fingerprint["recorded"])
+    assert len(set(found)) == 3
+
+
+def test_no_runs_are_no_answers(task: FixedTask, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"\[\] holds no recorded answers"):
+        recorded_answers([], task, tmp_path / "out")

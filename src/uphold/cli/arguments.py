@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 OldModel = Annotated[str, typer.Argument(metavar="OLD", help="The version that users have.", show_default=False)]
 NewModel = Annotated[str, typer.Argument(metavar="NEW", help="The version that is to replace it.", show_default=False)]
@@ -25,7 +26,8 @@ OutFolder = Annotated[Path, typer.Option("--out", help="Folder for everything th
 Recipe = Annotated[
     str | None,
     typer.Option(
-        help="A shipped recipe or a YAML file; by default the task's own, else the paper's.", show_default=False
+        help="A shipped recipe or a YAML file; by default the task's own, else 'paper', whose values are shown below.",
+        show_default=False,
     ),
 ]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
@@ -50,6 +52,22 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 AllowMismatch = Annotated[
     bool, typer.Option("--allow-mismatch", help="Compare runs that were asked differently, and say how.")
 ]
+
+
+class OnceEach(TyperCommand):
+    """A command that takes one task and one folder: of two, the first would be passed over in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As always, but `--task` and `--out` may be given once."""
+        from uphold.core.errors import UsageError
+
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        names = [option.name for option in given]
+        for name in ("task", "out"):
+            if names.count(name) > 1:
+                raise UsageError(f"--{name} was given {names.count(name)} times; '{ctx.command_path}' takes one")
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
 
 
 def share(text: str) -> float:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from uphold.cli import adapt, compare, demo, evaluate, gate, history, lists, merge, patch, power, repair, report, serve
+from uphold.cli.arguments import OnceEach
 from uphold.cli.console import discard_stdout, say
 from uphold.cli.options import with_config_options
 from uphold.core.errors import UpholdError
@@ -29,7 +30,7 @@ app.command()(gate.gate)
 app.command()(history.history)
 app.command()(power.power)
 app.command()(evaluate.evaluate)
-app.command()(with_config_options(adapt.adapt, AdaptConfig))
+app.command(cls=OnceEach)(with_config_options(adapt.adapt, AdaptConfig, "adapt"))
 app.add_typer(repair.app, name="repair")
 app.add_typer(patch.app, name="patch")
 app.command()(merge.merge)

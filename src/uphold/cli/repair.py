@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from uphold.cli.arguments import JsonOutput, NewModel, OldModel, OutFolder, Quiet, Recipe, TaskName, share
+from uphold.cli.arguments import JsonOutput, NewModel, OldModel, OnceEach, OutFolder, Quiet, Recipe, TaskName, share
 
 SEARCH = "search"
+_ACROSS = "cross-vocabulary"
 _CHOOSING = "Choosing"
 
 
@@ -27,16 +30,20 @@ class RegisteredMethods(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of one method; an unknown name raises `UsageError` with the nearest one."""
+        from uphold.core.errors import UsageError
         from uphold.core.registry import method
         from uphold.repair.search_plan import KINDS
 
         single = typer.Typer(add_completion=False)
         if cmd_name == SEARCH:
-            single.command(SEARCH, rich_help_panel=_CHOOSING)(search)
+            single.command(SEARCH, cls=OnceEach, rich_help_panel=_CHOOSING)(search)
         else:
-            found = method("repair", cmd_name)
+            try:
+                found = method("repair", cmd_name)
+            except UsageError as error:
+                raise UsageError(f"{error} Without a method two models are needed: uphold repair OLD NEW ...") from None
             panel = KINDS[_kinds()[cmd_name]]
-            single.command(cmd_name, rich_help_panel=panel)(_command(found))
+            single.command(cmd_name, cls=OnceEach, rich_help_panel=panel)(_command(found))
         return typer.main.get_command(single)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -105,7 +112,7 @@ def _command(method: Any) -> Any:
         arguments: dict[str, Any] = {}
         if method.config is not None:
             chosen, arguments["config"] = configured(method.config(), method.name, task, recipe, overrides, silently)
-        with progress_to_stderr(silently) as progress:
+        with progress_to_stderr(silently) as progress, _another_way(method.name):
             result = method.function(old, new, chosen, out=out, progress=progress, **arguments)
         if not is_first():
             return
@@ -113,7 +120,20 @@ def _command(method: Any) -> Any:
         say(f"{result.form}: {result.artifact}\nreport: {write_report(out)}")
 
     run.__doc__ = f"{method.summary}{f' ({method.paper})' if method.paper else ''}"
-    return with_config_options(run, method.config) if method.config else run
+    return with_config_options(run, method.config, method.name) if method.config else run
+
+
+@contextmanager
+def _another_way(method: str) -> Iterator[None]:
+    """Where a method needs one tokenizer and there are two: the name of the one that does not."""
+    from uphold.core.errors import TokenizerMismatchError
+
+    try:
+        yield
+    except TokenizerMismatchError as error:
+        if method == _ACROSS:
+            raise
+        raise TokenizerMismatchError(f"{error}; 'uphold repair {_ACROSS}' does without") from error
 
 
 def search(

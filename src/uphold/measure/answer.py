@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from uphold.core.errors import ModelError
 from uphold.core.records import Record
 from uphold.models.engine import Engine
-from uphold.tasks.base import Decoding, Instance, Metric, Task
+from uphold.tasks.base import Decoding, Instance, Metric, Score, Task
 
 if TYPE_CHECKING:
     from uphold.models.decoding import Generated, Sampling
@@ -117,18 +117,41 @@ def _records(
 ) -> list[Record]:
     scores = task.score_all(instances, outputs)
     return [
-        Record(
-            id=instance.id,
-            input=instance.prompt,
-            target=instance.target,
-            output=output,
-            answer=score.answer,
-            correct=score.correct,
-            score=score.score,
-            options=instance.options,
-            option_logprobs=tuple(option.logprob for option in getattr(one, "options", ()))[: len(instance.options)],
-            tokens=one.tokens,
-            tags={**instance.tags, "truncated": "yes"} if one.truncated else instance.tags,
+        record_of(
+            instance,
+            output,
+            score,
+            tuple(option.logprob for option in getattr(one, "options", ()))[: len(instance.options)],
+            one.tokens,
+            one.truncated,
         )
         for instance, output, score, one in zip(instances, outputs, scores, made, strict=True)
     ]
+
+
+def record_of(
+    instance: Instance, output: str, score: Score, logprobs: tuple[float, ...], tokens: int, truncated: bool = False
+) -> Record:
+    """The record of one answer.
+
+    Args:
+        instance: what was asked.
+        output: what was said.
+        score: what the task makes of it.
+        logprobs: of the options, in their order; empty where they are not known.
+        tokens: what it took.
+        truncated: whether the prompt was cut.
+    """
+    return Record(
+        id=instance.id,
+        input=instance.prompt,
+        target=instance.target,
+        output=output,
+        answer=score.answer,
+        correct=score.correct,
+        score=score.score,
+        options=instance.options,
+        option_logprobs=logprobs,
+        tokens=tokens,
+        tags={**instance.tags, "truncated": "yes"} if truncated else instance.tags,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,24 @@ def fresh_adapter(loaded: Loaded, rank: int, alpha: float, dropout: float, seed:
     It computes what the model computes, since LoRA's second factor starts at zero; the first is drawn from
     `seed` without touching torch's global generator.
     """
-    import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng():
+    return put_lora(shared_copy(loaded.model), config, seed)
+
+
+def put_lora(base: Any, config: Any, seed: int = 0) -> Any:
+    """`base`, which is changed, with a new adapter in eval mode, drawn from `seed`; torch's generator is left alone."""
+    import torch
+    from peft import get_peft_model
+
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # PEFT asks the base whether it checkpoints by a name that transformers is about to drop.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         torch.manual_seed(seed)
-        model = get_peft_model(shared_copy(loaded.model), config)
+        model = get_peft_model(base, config)
     model.eval()
     return model
 

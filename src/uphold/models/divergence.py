@@ -74,7 +74,8 @@ def mixed_target(
 class ForwardKL:
     """KL(teacher || student) of the distributions at temperature T (Hinton et al. 2015; MUSCLE, Eq. 1).
 
-    The derivative is (student - teacher) / T. `scale` multiplies both: T² where a method has that factor.
+    The derivative is (student - teacher) / T. `scale` multiplies both, here as elsewhere: T² where a method has that
+    factor.
     """
 
     temperature: float = 1.0
@@ -98,6 +99,7 @@ class ReverseKL:
     """KL(student || teacher) at temperature T; with q the student, the derivative is q (log q/p - KL) / T."""
 
     temperature: float = 1.0
+    scale: float = 1.0
     target: ClassVar[Literal["log-probabilities"]] = "log-probabilities"
 
     def __call__(self, student: torch.Tensor, target: torch.Tensor) -> Valued:
@@ -106,7 +108,8 @@ class ReverseKL:
         share = own.exp()
         ratio = (own - target).masked_fill(share == 0, 0)
         value = (share * ratio).sum(dim=-1)
-        return Valued(value, share * (ratio - value[:, None]) / self.temperature)
+        gradient = share * (ratio - value[:, None]) * (self.scale / self.temperature)
+        return Valued(self.scale * value, gradient)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class JensenShannon:
 
     temperature: float = 1.0
     beta: float = 0.5
+    scale: float = 1.0
     target: ClassVar[Literal["log-probabilities"]] = "log-probabilities"
 
     def __post_init__(self) -> None:
@@ -133,8 +137,8 @@ class JensenShannon:
         slope = (1 - self.beta) * (own - middle).masked_fill(share == 0, 0)
         pull = self.beta * (target - middle).masked_fill(teacher == 0, 0)
         value = (teacher * pull).sum(dim=-1) + (share * slope).sum(dim=-1)
-        gradient = share * (slope - (share * slope).sum(dim=-1, keepdim=True)) / self.temperature
-        return Valued(value, gradient)
+        gradient = share * (slope - (share * slope).sum(dim=-1, keepdim=True)) * (self.scale / self.temperature)
+        return Valued(self.scale * value, gradient)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,11 @@ def files_fingerprint(files: ModelFiles) -> dict[str, Any]:
             [weights_hash(files.adapter), _config_hash(files.adapter / "adapter_config.json")]
         )
     return fingerprint
+
+
+def nameless(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model or a task is, without what it is called: the same under two names is one."""
+    return {key: value for key, value in fingerprint.items() if key != "name"}
 
 
 def _pair_fingerprint(name: str, pair: PairFiles) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def attach_adapter(base: Any, files: ModelFiles, base_weights: str) -> Any:
     """
     assert files.adapter is not None
     _check_adapter_base(files.adapter, base_weights, files.name)
-    return _with_adapter(base, files.adapter, files.name)
+    return with_adapter(base, files.adapter, files.name)
 
 
 def load_base(files: ModelFiles, device_map: str | None = None) -> tuple[Any, Any]:
@@ -259,7 +259,13 @@ def _check_adapter_base(adapter: Path, base_weights: str, name: str) -> None:
         )
 
 
-def _with_adapter(model: Any, adapter: Path, name: str) -> Any:
+def with_adapter(model: Any, adapter: Path, name: str) -> Any:
+    """`model`, which is changed, with the adapter in the folder `adapter`; `name` is what messages call it.
+
+    Raises:
+        ModelError: the adapter does not fit this model.
+        CorruptError: its files cannot be read.
+    """
     from peft import PeftConfig, PeftModel
     from safetensors import SafetensorError
 

@@ -13,6 +13,7 @@ from uphold.core.errors import CorruptError, ModelError
 from uphold.models.load import Loaded, check_same_tokenizer, check_single, load_files
 from uphold.models.pair_file import GATE, Gating, Member, PairFile, Parameters, content_of, gate_hash, read_pair
 from uphold.models.pair_model import Gate, ModelPair
+from uphold.models.processes import current
 
 if TYPE_CHECKING:
     from uphold.models.reference import ModelFiles
@@ -41,7 +42,7 @@ def pair_of(old: Loaded, new: Loaded, parameters: Parameters, gate: Gate | None 
 
 def save_pair(pair: Loaded, folder: Path) -> Loaded:
     """Write a pair's description, and its gate, to `folder`; returns it under the name of that folder."""
-    description(pair.model).save(folder, gate_bytes(pair.model.gate))
+    current().once(lambda: description(pair.model).save(folder, gate_bytes(pair.model.gate)))
     return pair._replace(name=str(folder), fingerprint=pair.fingerprint | {"name": str(folder)})
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -91,6 +91,12 @@ class Processes:
             raise
         if self.is_first:
             self.agree(True)
+
+    def once(self, work: Callable[[], object]) -> None:
+        """The first process does `work`; the others wait until it is done."""
+        with self.first():
+            if self.is_first:
+                work()
 
 
 @cache

@@ -53,6 +53,13 @@ def whole(value: torch.Tensor) -> torch.Tensor:
     return (value.full_tensor() if isinstance(value, DTensor) else value).cpu().clone()
 
 
+def local(value: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor that may be spread."""
+    from torch.distributed.tensor import DTensor
+
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def spread_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """`value`, of which every process has all, spread as `like` is, and on its device."""
     from torch.distributed.tensor import DTensor, distribute_tensor

@@ -33,16 +33,19 @@ class Schedule:
     """How long and how fast to train."""
 
     epochs: int = 10
+    """Passes over the train split."""
     learning_rate: float = 1e-4
+    """AdamW's, at its highest."""
     warmup_steps: int = 500
     """Steps over which the learning rate rises linearly."""
     decay: Decay = "constant"
-    """What the learning rate does afterwards: stay, or fall to 0 at the end, in a line or as half a cosine."""
+    """What the learning rate does after warm-up: stay, or fall to 0 at the end, in a line or as half a cosine."""
     batch_size: int = 64
     """Instances per optimiser step."""
     micro_batch: int = 64
     """Instances per forward pass; gradients are accumulated up to `batch_size`."""
     weight_decay: float = 0.0
+    """AdamW's, decoupled."""
     max_gradient_norm: float = 0.0
     """Gradients are clipped to this norm; 0 leaves them alone."""
     gradient_checkpointing: bool = False
@@ -57,12 +60,12 @@ class Schedule:
     """Of the data order and of fresh adapter weights."""
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size, self.micro_batch) < 1 or self.learning_rate <= 0:
+        if min(self.epochs, self.batch_size, self.micro_batch) < 1 or not 0 < self.learning_rate < math.inf:
             raise UsageError(
                 "a schedule needs epochs, batch_size and micro_batch of at least 1 and a learning rate > 0"
             )
-        if self.warmup_steps < 0 or self.weight_decay < 0 or self.max_gradient_norm < 0:
-            raise UsageError("warm-up steps, weight decay and gradient norm must not be negative")
+        if min(self.seed, self.warmup_steps) < 0 or self.weight_decay < 0 or self.max_gradient_norm < 0:
+            raise UsageError("seed, warm-up steps, weight decay and gradient norm must not be negative")
         if self.decay not in get_args(Decay):
             raise unknown_name("decay", self.decay, get_args(Decay))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -130,12 +131,9 @@ class Trainer:
             group["lr"] = self.schedule.rate(self.step, self.steps_per_epoch * self.schedule.epochs)
         self.optimizer.zero_grad(set_to_none=True)
         logs, finite = self._backward(batches, max(1, count), self._most_batches(examples))
-        gathered = self.processes.gather([logs, finite])
+        gathered = self.processes.gather([logs, finite and self._gradients_are_finite()])
         if not all(one for _, one in gathered):
-            raise ModelError(
-                f"{self.what}: the loss is not finite at step {self.step}: lower the learning rate "
-                "(the last saved state is kept)"
-            )
+            raise self._not_finite(f"the loss or its gradient is not finite at step {self.step}")
         self._sum_gradients()
         for one, _ in gathered:
             add_logs(self.sums, one)
@@ -173,6 +171,15 @@ class Trainer:
                 add_logs(logs, loss.logs)
         return logs, finite
 
+    def _gradients_are_finite(self) -> bool:
+        """A finite loss may have other gradients, in half precision; one step with them makes every weight NaN."""
+        parts = [sharding.local(value.grad) for value in self.parameters.values() if value.grad is not None]
+        parts = [part for part in parts if part.numel()]
+        return not parts or bool(torch.nn.utils.get_total_norm(parts, norm_type=math.inf).isfinite())
+
+    def _not_finite(self, found: str) -> ModelError:
+        return ModelError(f"{self.what}: {found}: lower the learning rate (the last saved state is kept)")
+
     def _sum_gradients(self) -> None:
         """Give every process the sum of all processes' gradients; a parameter that none has used stays without."""
         if self.processes.count == 1:
@@ -205,6 +212,8 @@ class Trainer:
                 measured = {name: float(value) for name, value in self.validate(epoch).items()}
                 sharding.move(self.waiting, torch.device("cpu"))
         validation = self.processes.agree(measured)
+        if not all(math.isfinite(value) for value in validation.values()):
+            raise self._not_finite(f"validation gives {validation} after epoch {epoch}")
         self.history.epochs.append({"epoch": epoch, "train": dict(train_means), "validation": validation})
         if chosen_epoch(self.history.epochs, self.schedule.select) == epoch:
             self.history.chosen = epoch

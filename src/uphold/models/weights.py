@@ -14,7 +14,7 @@ import torch
 
 from uphold.core.errors import UsageError
 from uphold.core.storage import atomic_folder, write_json, write_text
-from uphold.models.adapter import is_adapted
+from uphold.models.adapter import is_adapted, put_lora
 from uphold.models.load import ADAPTER_FACTS, Loaded
 from uphold.models.shared import shared_copy
 
@@ -140,15 +140,13 @@ class LoraSum:
             base: a model without an adapter.
             parts: the adapters, by layer; a layer may be missing in some of them.
         """
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
 
         self._parts = parts
         names = sorted({name for part in parts for name in part})
         rank = max(sum(len(part[name].down) for part in parts if name in part) for name in names)
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=_targets(base, names), task_type="CAUSAL_LM")
-        with torch.random.fork_rng():
-            self.model: Any = get_peft_model(base, config)
-        self.model.eval()
+        self.model: Any = put_lora(base, config)
         self._layers = {name: self.model.get_base_model().get_submodule(name) for name in names}
         with torch.no_grad():
             for name, layer in self._layers.items():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from uphold.core.errors import UsageError
+from uphold.models.adapter import put_lora
 from uphold.models.load import Loaded
 from uphold.models.shared import plain_base
 from uphold.models.weights import Factors, lora_factors
@@ -31,7 +32,7 @@ def widened(loaded: Loaded, rank: int, alpha: float, dropout: float, embeddings:
     Raises:
         UsageError: its adapter is not a plain LoRA of linear layers.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     factors, base = lora_factors(loaded.model), plain_base(loaded.model)
     if factors is None or base is None:
@@ -51,14 +52,12 @@ def widened(loaded: Loaded, rank: int, alpha: float, dropout: float, embeddings:
         alpha_pattern={f"^{name}$": alpha * value / rank for name, value in ranks.items() if value != rank},
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # The output head keeps the frozen weights that it shares with the embeddings: that is what is wanted here.
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-        torch.manual_seed(seed)
-        model = get_peft_model(base, config)
+        model = put_lora(base, config, seed)
     for name, own in factors.items():
         _put_beside(model.get_base_model().get_submodule(name), own, rank)
-    model.eval()
     return model
 
 

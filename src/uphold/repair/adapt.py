@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from uphold.core.hashing import sha256_of
 from uphold.core.progress import Progress, silent
-from uphold.core.storage import read_json, writable_folder, write_json
+from uphold.core.storage import writable_folder, write_json
 from uphold.repair.recipe import configure, recipe_for
 from uphold.repair.result import Epoch
 from uphold.repair.training import AdapterConfig
 
 if TYPE_CHECKING:
-    from uphold.models.load import ModelLike
+    from uphold.models.load import Loaded, ModelLike
+    from uphold.models.train import History
     from uphold.tasks.base import Task
 
 FILE = "adapt.json"
@@ -92,39 +93,23 @@ def adapt(
         progress: called after every step.
 
     Raises:
-        UsageError: `base` is a pair of models.
+        UsageError: `base` is a pair of models, or `out` holds what something else made.
         UpholdError: see `uphold.core.errors` for what else can go wrong.
     """
-    from uphold.models.adapter import base_name, fresh_adapter, save_adapter
+    from uphold.models.adapter import base_name, save_adapter
     from uphold.models.load import check_single, load
-    from uphold.models.objective import cross_entropy
     from uphold.models.processes import current
-    from uphold.models.train import decisive, train
-    from uphold.repair.training import Validation, training_rows
-    from uphold.tasks.base import split_sizes, task_fingerprint
+    from uphold.repair.out_folder import ADAPT, check_out_folder
+    from uphold.tasks.base import split_sizes
     from uphold.tasks.load import load_task
 
-    processes = current()
+    check_out_folder(Path(out), ADAPT)
     folder = writable_folder(Path(out))
     chosen = load_task(task)
     options = config or configure(AdaptConfig(), "adapt", recipe_for(chosen))
     loaded = load(base)
     check_single(loaded)
-    rows = training_rows(loaded, chosen, "train")
-    model = fresh_adapter(loaded, options.rank, options.alpha, options.dropout, options.seed)
-    objective = cross_entropy(options.tokens)
-    validation = Validation(chosen, loaded, options, objective)
-    history = train(
-        model,
-        [(row,) for row in rows],
-        objective,
-        options,
-        lambda epoch: validation.measure(model),
-        folder / "training",
-        key=sha256_of([_content(loaded.fingerprint), task_fingerprint(chosen, "train"), decisive(options)]),
-        what=f"adapting {loaded.name}",
-        progress=progress,
-    )
+    model, history = _trained(loaded, chosen, options, folder / "training", progress)
     result = Adaptation(
         base=base_name(loaded),
         task=chosen.name,
@@ -133,28 +118,45 @@ def adapt(
         splits=split_sizes(chosen),
         history=epochs(history),
     )
-    with processes.first():
-        if processes.is_first:
-            save_adapter(model, loaded, result.adapter, _card(result), {"task": chosen.name, "config": asdict(options)})
-            result.save(folder)
+
+    def save() -> None:
+        save_adapter(model, loaded, result.adapter, _card(result), {"task": chosen.name, "config": asdict(options)})
+        result.save(folder)
+
+    current().once(save)
     return result
 
 
-def load_adaptation(folder: Path) -> Adaptation:
-    """The adaptation saved in `folder`."""
-    saved = read_json(folder / FILE)
-    saved["adapter"] = folder / saved["adapter"]
-    saved["history"] = tuple(Epoch(**entry) for entry in saved["history"])
-    return Adaptation(**saved)
+def _trained(loaded: Loaded, task: Task, config: AdaptConfig, folder: Path, progress: Progress) -> tuple[Any, History]:
+    """The base with a trained adapter, and how it was trained."""
+    from uphold.models.adapter import fresh_adapter
+    from uphold.models.fingerprint import nameless
+    from uphold.models.objective import cross_entropy
+    from uphold.models.train import decisive, train
+    from uphold.repair.training import Validation, training_rows
+    from uphold.tasks.base import task_fingerprint
+
+    rows = training_rows(loaded, task, "train")
+    model = fresh_adapter(loaded, config.rank, config.alpha, config.dropout, config.seed)
+    objective = cross_entropy(config.tokens)
+    validation = Validation(task, loaded, config, objective)
+    history = train(
+        model,
+        [(row,) for row in rows],
+        objective,
+        config,
+        lambda epoch: validation.measure(model),
+        folder,
+        key=sha256_of([nameless(loaded.fingerprint), task_fingerprint(task, "train"), decisive(config)]),
+        what=f"adapting {loaded.name}",
+        progress=progress,
+    )
+    return model, history
 
 
-def epochs(history: Any) -> tuple[Epoch, ...]:
+def epochs(history: History) -> tuple[Epoch, ...]:
     """A training history with the chosen epoch marked."""
     return tuple(Epoch(**entry, chosen=entry["epoch"] == history.chosen) for entry in history.epochs)
-
-
-def _content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fingerprint.items() if key != "name"}
 
 
 def _card(result: Adaptation) -> str:

@@ -1,4 +1,4 @@
-"""What repairs from answers share: targets and rows of options, and the arms that are trained."""
+"""What repairs from answers share: rows of options, and what they are to be taught."""
 
 from __future__ import annotations
 
@@ -6,42 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from uphold.core.records import Record
-from uphold.repair.result import REPAIRED, Repair
-from uphold.repair.training import DistillConfig
 from uphold.tasks.base import Instance, Metric, required_instances
 
 if TYPE_CHECKING:
     from uphold.models.option_loss import OptionTargets
-    from uphold.models.train import Example, Objective
+    from uphold.models.train import Example
     from uphold.repair.protocol import Setting
-
-
-def trained_repair(
-    setting: Setting,
-    label: str,
-    objective: Objective,
-    examples: Sequence[Example],
-    config: DistillConfig,
-    notes: Sequence[str] = (),
-) -> Repair:
-    """Train the method and its controls, measure each, and save it all.
-
-    Args:
-        setting: what the method starts from.
-        label: how tables call it.
-        objective: its loss.
-        examples: what it trains on.
-        config: its options.
-        notes: its remarks.
-    """
-    from uphold.repair.distill import ArmSpec, control_arms, trained_arm
-    from uphold.repair.protocol import conclude
-
-    specs = [ArmSpec(REPAIRED, label, lambda _: objective, examples=lambda _: examples)]
-    if config.controls:
-        specs += control_arms(config)
-    arms = [trained_arm(setting, spec, config) for spec in specs]
-    return conclude(setting, arms, config, setting.folder / "adapter", notes=notes)
 
 
 def option_rows(setting: Setting) -> list[Example]:

@@ -21,8 +21,8 @@ from uphold.core.errors import UsageError
 from uphold.core.progress import Progress, silent
 from uphold.core.registry import repair
 from uphold.models.pair_file import Reranking, parameters_of
-from uphold.repair.ensemble import COST, FOLDER
-from uphold.repair.result import REPAIRED, Repair
+from uphold.repair.both_models import COST, BothConfig, repair_with_both
+from uphold.repair.result import Repair
 
 if TYPE_CHECKING:
     from uphold.core.runs import RunStore
@@ -35,18 +35,13 @@ UNRANKED = ("acc_mutual_info", "exact_match")
 
 
 @dataclass(frozen=True)
-class BcrConfig(Reranking):
+class BcrConfig(BothConfig, Reranking):
     """Options of BCR; ten candidates are the paper's."""
 
-    force: bool = False
-    """Go on although the new model is worse than the old one on validation."""
-
-    KIND: ClassVar[str] = "pair"
     SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "options": (2, 3),
         "sampling_temperature": (0.5, 1.0),
     }
-    """What a search tries."""
 
 
 @repair(NAME, paper=PAPER)
@@ -62,23 +57,13 @@ def bcr(
 ) -> Repair:
     """Let the old model rank the new model's candidates (both are asked).
 
-    Args:
-        old: the version that users have; ranks.
-        new: the version that is to replace it; proposes. Both must share one token-id map.
-        task: what to keep; nothing is trained, the train split is not looked at.
-        out: the folder to write `pair/` and the runs to.
-        config: the options; those of the recipe that belongs to the task where None.
-        store: where runs are kept.
-        progress: called while models are evaluated.
+    Arguments and errors are those of `uphold.repair.ensemble.ensemble`; besides:
 
     Raises:
-        TokenizerMismatchError: the models do not share a token-id map.
-        UsageError: the new model is clearly worse than the old one, unless `config.force`; or the task's metric does
-            not pick the likeliest option.
-        UpholdError: see `uphold.core.errors` for what else can go wrong.
+        UsageError: the task's metric does not pick the likeliest option.
     """
-    from uphold.models.pair import pair_of, save_pair
-    from uphold.repair.protocol import begin, conclude
+    from uphold.models.pair import pair_of
+    from uphold.repair.protocol import begin
     from uphold.repair.recipe import configure, recipe_for
     from uphold.tasks.load import load_task
 
@@ -91,9 +76,7 @@ def bcr(
         )
     setting = begin(NAME, PAPER, old, new, chosen, out=out, force=options.force, store=store, progress=progress)
     pair = pair_of(setting.old, setting.new, parameters_of(options, Reranking))
-    made = save_pair(pair, setting.folder / FOLDER)
-    arm = setting.arm(REPAIRED, "BCR", made)
-    return conclude(setting, [arm], options, setting.folder / FOLDER, "pair", _notes(chosen, options))
+    return repair_with_both(setting, options, "BCR", pair, notes=_notes(chosen, options))
 
 
 def _notes(task: Task, config: BcrConfig) -> list[str]:

@@ -65,27 +65,24 @@ def bcwi(
         UsageError: they are of two architectures, or the new one is clearly worse and `config.force` is not set.
         UpholdError: see `uphold.core.errors` for what else can go wrong.
     """
-    from uphold.repair.recipe import configure, recipe_for
-    from uphold.tasks.load import load_task
-
-    chosen = load_task(task)
     return interpolate(
         "bcwi",
         PAPER,
         "BCWI",
         old,
         new,
-        chosen,
+        task,
         out=out,
-        config=config or configure(BcwiConfig(), "bcwi", recipe_for(chosen)),
+        config=config,
+        default=BcwiConfig(),
         mixture=_mixture,
-        contents=lambda setting: None,
+        contents=lambda setting, options: None,
         store=store,
         progress=progress,
     )
 
 
-def _mixture(setting: Setting) -> Mixture:
+def _mixture(setting: Setting, options: BcwiConfig) -> Mixture:
     from uphold.models.mixture import plain_mixture
 
     return plain_mixture(setting.old, setting.new)

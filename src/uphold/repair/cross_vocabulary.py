@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from uphold.core.errors import UsageError, unknown_name
 from uphold.core.progress import Progress, silent
 from uphold.core.registry import repair
-from uphold.repair.result import Repair
+from uphold.repair.result import REPAIRED, Repair
 from uphold.repair.training import DistillConfig
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def cross_vocabulary(
         UsageError: the new model is clearly worse than the old one, unless `config.force`.
         UpholdError: see `uphold.core.errors` for what else can go wrong.
     """
-    from uphold.repair.answer_training import trained_repair
+    from uphold.repair.distill import ArmSpec, trained_repair
     from uphold.repair.protocol import begin
     from uphold.repair.recipe import configure, recipe_for
     from uphold.tasks.load import load_task
@@ -124,7 +124,8 @@ def cross_vocabulary(
     )
     train = taught_options if chosen.kind == "choice" else taught_texts
     objective, examples, notes = train(setting, options)
-    return trained_repair(setting, "across vocabularies", objective, examples, options, notes)
+    own = ArmSpec(REPAIRED, "across vocabularies", lambda _: objective, examples=lambda _: examples)
+    return trained_repair(setting, own, options, notes)
 
 
 Taught = tuple["Objective", Sequence["Example"], Sequence[str]]

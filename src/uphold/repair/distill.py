@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uphold.core.hashing import sha256_of
 from uphold.core.progress import Progress, silent
 from uphold.core.runs import RunStore
-from uphold.models.adapter import adapted, base_name, save_adapter, trainable_copy
+from uphold.models.adapter import adapted, base_name, save_adapter
 from uphold.models.divergence import ForwardKL
-from uphold.models.fingerprint import module_fingerprint
+from uphold.models.fingerprint import module_fingerprint, nameless
 from uphold.models.load import ModelLike, fingerprint_of
 from uphold.models.processes import current
 from uphold.models.rules import Term, Tokens, Weights
@@ -25,8 +25,8 @@ from uphold.models.train import Example, Objective, decisive, train
 from uphold.repair.adapt import epochs
 from uphold.repair.protocol import Setting, begin, conclude
 from uphold.repair.recipe import configure, recipe_for
-from uphold.repair.result import REPAIRED, Arm, Repair, load_repair
-from uphold.repair.training import AdapterConfig, DistillConfig, Validation, training_rows
+from uphold.repair.result import REPAIRED, Arm, Repair
+from uphold.repair.training import DistillConfig, Validation, training_rows
 from uphold.tasks.base import Task, task_fingerprint
 from uphold.tasks.load import load_task
 
@@ -47,8 +47,6 @@ class ArmSpec:
     control: bool = False
     examples: Callable[[Setting], Sequence[Example]] | None = None
     """What is trained on; the gold answers of the train split where None."""
-    start: Callable[[Setting], Any] | None = None
-    """The PEFT model to train, of which only the adapter requires gradients; a copy of the new model where None."""
 
 
 def distill(
@@ -64,7 +62,6 @@ def distill(
     default: Config,
     objective: Callable[[Setting, Config], Objective],
     examples: Callable[[Setting, Config], Sequence[Example]] | None = None,
-    start: Callable[[Setting, Config], Any] | None = None,
     store: RunStore | None = None,
     progress: Progress = silent,
 ) -> Repair:
@@ -84,7 +81,6 @@ def distill(
         default: the options before any recipe.
         objective: the method's loss.
         examples: what the method trains on; the gold answers of the train split where None.
-        start: where the student starts; as a copy of the new model where None.
         store: where runs are kept.
         progress: called while models are trained and evaluated.
 
@@ -95,34 +91,34 @@ def distill(
     """
     chosen = load_task(task)
     options = config or configure(default, method, recipe_for(chosen))
-    processes = current()
-    with processes.first():
-        setting = begin(method, paper, old, new, chosen, out=out, force=options.force, store=store, progress=progress)
-    specs = [
-        ArmSpec(
-            REPAIRED,
-            label,
-            lambda where: objective(where, options),
-            examples=None if examples is None else lambda where: examples(where, options),
-            start=None if start is None else lambda where: start(where, options),
-        )
-    ]
-    if options.controls:
-        specs += control_arms(options, specs[0].start)
-    arms = [trained_arm(setting, spec, options) for spec in specs]
-    with processes.first():
-        if processes.is_first:
-            shutil.rmtree(_caches(setting), ignore_errors=True)
-            return conclude(setting, arms, options, setting.folder / "adapter")
-    return load_repair(setting.folder)
+    setting = begin(method, paper, old, new, chosen, out=out, force=options.force, store=store, progress=progress)
+    own = ArmSpec(
+        REPAIRED,
+        label,
+        lambda where: objective(where, options),
+        examples=None if examples is None else lambda where: examples(where, options),
+    )
+    return trained_repair(setting, own, options)
 
 
-def control_arms(config: DistillConfig, start: Callable[[Setting], Any] | None = None) -> list[ArmSpec]:
-    """What a method is to be told from: as much training on gold answers, with cross-entropy or the new teacher only.
+def trained_repair(setting: Setting, own: ArmSpec, config: DistillConfig, notes: Sequence[str] = ()) -> Repair:
+    """Train a method's arm and its controls, measure each, and save it all.
 
     Args:
-        config: the method's options.
-        start: where the method starts; its controls start there, too.
+        setting: what the method starts from.
+        own: the method's arm.
+        config: its options.
+        notes: its remarks.
+    """
+    specs = [own, *(control_arms(config) if config.controls else ())]
+    arms = trained_arms(setting, specs, config)
+    return conclude(setting, arms, config, setting.folder / "adapter", notes=notes)
+
+
+def control_arms(config: DistillConfig) -> list[ArmSpec]:
+    """What a method is to be told from: as much training on gold answers, with cross-entropy or the new teacher only.
+
+    They start where the method with these options starts.
     """
     from uphold.models.objective import Distillation, FrozenTeacher, cross_entropy
 
@@ -133,9 +129,16 @@ def control_arms(config: DistillConfig, start: Callable[[Setting], Any] | None =
         return Distillation(OneTeacher(config.temperature), (FrozenTeacher(setting.new.model),), config.tokens)
 
     return [
-        ArmSpec("control-ce", "control: cross-entropy only", gold_only, control=True, start=start),
-        ArmSpec("control-new", "control: new teacher only", new_only, control=True, start=start),
+        ArmSpec("control-ce", "control: cross-entropy only", gold_only, control=True),
+        ArmSpec("control-new", "control: new teacher only", new_only, control=True),
     ]
+
+
+def trained_arms(setting: Setting, specs: Sequence[ArmSpec], config: DistillConfig) -> list[Arm]:
+    """Train arms one after the other; what was kept of their teachers goes when all of them are done."""
+    arms = [_trained_arm(setting, spec, config) for spec in specs]
+    current().once(lambda: shutil.rmtree(_caches(setting), ignore_errors=True))
+    return arms
 
 
 @dataclass(frozen=True)
@@ -150,17 +153,13 @@ class OneTeacher:
         return Weights((Term("kl", ForwardKL(self.temperature), 0, tokens.none + 1),))
 
 
-def trained_arm(setting: Setting, spec: ArmSpec, config: AdapterConfig) -> Arm:
+def _trained_arm(setting: Setting, spec: ArmSpec, config: DistillConfig) -> Arm:
     """Train one arm, or read it from the setting's folder when it is there, and measure it."""
     from uphold.models.objective import Distillation
     from uphold.models.teacher_choice import keep_teachers
 
     new, task, folder = setting.new, setting.task, setting.folder
-    student = (
-        trainable_copy(new, config.rank, config.alpha, config.dropout, config.seed)
-        if spec.start is None
-        else spec.start(setting)
-    )
+    student = config.student(new)
     objective = spec.objective(setting)
     validation = Validation(task, new, config, objective, setting.old_scores)
     examples: Sequence[Example] = (
@@ -168,11 +167,10 @@ def trained_arm(setting: Setting, spec: ArmSpec, config: AdapterConfig) -> Arm:
     )
     place = folder / "adapter" if spec.name == REPAIRED else folder / "controls" / spec.name
     finished = (folder / "training" / spec.name / "done").is_dir()
-    if isinstance(objective, Distillation) and isinstance(config, DistillConfig) and not finished:
+    if isinstance(objective, Distillation) and not finished:
         plan = _plan(setting, config)
         rows = [row for example in examples for row in example]
         keep_teachers(objective, rows, plan, lambda model: _identity(setting, model), setting.progress)
-    processes = current()
     history = train(
         student,
         examples,
@@ -186,12 +184,9 @@ def trained_arm(setting: Setting, spec: ArmSpec, config: AdapterConfig) -> Arm:
     )
     facts = {"method": setting.method, "arm": spec.name, "task": task.name, "config": asdict(config)}
     card = f"# {spec.label}\n\nAdapter for `{base_name(new)}`.\n"
-    with processes.first():
-        if processes.is_first:
-            save_adapter(student, new, place, card, facts)
+    current().once(lambda: save_adapter(student, new, place, card, facts))
     made = adapted(student, new, place, f"{base_name(new)}+{place}")
-    with processes.first():
-        return setting.arm(spec.name, spec.label, made, epochs(history), spec.control)
+    return setting.arm(spec.name, spec.label, made, epochs(history), spec.control)
 
 
 def _caches(setting: Setting) -> Path:
@@ -211,14 +206,12 @@ def _identity(setting: Setting, model: Any) -> str:
     """The hash of what decides what a teacher says."""
     for loaded in (setting.new, setting.old):
         if getattr(loaded, "model", None) is model:
-            return sha256_of({key: value for key, value in fingerprint_of(loaded).items() if key != "name"})
+            return sha256_of(nameless(fingerprint_of(loaded)))
     return str(module_fingerprint(model, "")["weights"])
 
 
-def _key(setting: Setting, spec: ArmSpec, config: AdapterConfig) -> str:
+def _key(setting: Setting, spec: ArmSpec, config: DistillConfig) -> str:
     """What decides the outcome of a training."""
-    models = [
-        {key: value for key, value in one.fingerprint.items() if key != "name"} for one in (setting.old, setting.new)
-    ]
+    models = [nameless(one.fingerprint) for one in (setting.old, setting.new)]
     tasks = [task_fingerprint(setting.task, split) for split in ("train", "validation")]
     return sha256_of([setting.method, spec.name, models, tasks, decisive(config)])

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uphold.core.progress import Progress, silent
 from uphold.core.registry import repair
 from uphold.models.pair_file import Averaging, parameters_of
-from uphold.repair.result import REPAIRED, Repair
+from uphold.repair.both_models import BothConfig, repair_with_both
+from uphold.repair.result import Repair
 
 if TYPE_CHECKING:
     from uphold.core.runs import RunStore
@@ -24,20 +25,13 @@ if TYPE_CHECKING:
     from uphold.tasks.base import Task
 
 NAME, PAPER = "ensemble", "arXiv:2205.06265"
-FOLDER = "pair"
-COST = "both models are asked for every answer: twice the memory and time of one"
 
 
 @dataclass(frozen=True)
-class EnsembleConfig(Averaging):
+class EnsembleConfig(BothConfig, Averaging):
     """Options of the ensemble."""
 
-    force: bool = False
-    """Go on although the new model is worse than the old one on validation."""
-
-    KIND: ClassVar[str] = "pair"
     SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {"share": (0.3, 0.5, 0.7)}
-    """What a search tries."""
 
 
 @repair(NAME, paper=PAPER)
@@ -67,8 +61,8 @@ def ensemble(
         UsageError: the new model is clearly worse than the old one, unless `config.force`.
         UpholdError: see `uphold.core.errors` for what else can go wrong.
     """
-    from uphold.models.pair import pair_of, save_pair
-    from uphold.repair.protocol import begin, conclude
+    from uphold.models.pair import pair_of
+    from uphold.repair.protocol import begin
     from uphold.repair.recipe import configure, recipe_for
     from uphold.tasks.load import load_task
 
@@ -76,6 +70,4 @@ def ensemble(
     options = config or configure(EnsembleConfig(), NAME, recipe_for(chosen))
     setting = begin(NAME, PAPER, old, new, chosen, out=out, force=options.force, store=store, progress=progress)
     pair = pair_of(setting.old, setting.new, parameters_of(options, Averaging))
-    made = save_pair(pair, setting.folder / FOLDER)
-    arm = setting.arm(REPAIRED, "ensemble", made)
-    return conclude(setting, [arm], options, setting.folder / FOLDER, "pair", [COST])
+    return repair_with_both(setting, options, "ensemble", pair)

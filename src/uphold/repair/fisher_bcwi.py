@@ -72,40 +72,21 @@ def fisher_bcwi(
 ) -> Repair:
     """Interpolate the weights of the old and the new model, each by its Fisher information in the old one.
 
-    What a repeated call finds in `out` and among the stored runs is not made again.
-
-    Args:
-        old: the version that users have; a model reference or a loaded model.
-        new: the version that is to replace it, of the same architecture and with the same token-id map.
-        task: what to keep; the old model answers its train split, alpha is chosen on its validation split, the
-            mixture measured once on its test split.
-        out: the folder to write to: `weights/`, a whole model, since the mixture of two LoRAs by element is none;
-            `fisher/`.
-        config: the options; those of the recipe that belongs to the task where None.
-        store: where runs are kept.
-        progress: called while models are read and evaluated.
-
-    Raises:
-        TokenizerMismatchError: the models do not share a token-id map.
-        UsageError: they are of two architectures, or the new one is clearly worse and `config.force` is not set.
-        UpholdError: see `uphold.core.errors` for what else can go wrong.
+    The old model also answers the train split. `out` gets `fisher/`, and `weights/`, a whole model, since the mixture
+    of two LoRAs by element is none. Arguments and errors are otherwise those of `uphold.repair.bcwi.bcwi`.
     """
-    from uphold.repair.recipe import configure, recipe_for
-    from uphold.tasks.load import load_task
-
-    chosen = load_task(task)
-    options = config or configure(FisherBcwiConfig(), "fisher-bcwi", recipe_for(chosen))
     return interpolate(
         "fisher-bcwi",
         PAPER,
         "FisherBCWI",
         old,
         new,
-        chosen,
+        task,
         out=out,
-        config=options,
-        mixture=lambda setting: _mixture(setting, options),
-        contents=lambda setting: _contents(options),
+        config=config,
+        default=FisherBcwiConfig(),
+        mixture=_mixture,
+        contents=lambda setting, options: _contents(options),
         store=store,
         progress=progress,
     )
@@ -152,13 +133,13 @@ def _fisher(
 
     from uphold.core.hashing import sha256_of
     from uphold.core.storage import atomic_folder, read_json, write_json
+    from uphold.models.fingerprint import nameless
     from uphold.models.fisher import diagonal_fisher
     from uphold.models.load import numerics
     from uphold.tasks.base import required_instances, task_fingerprint
 
     folder = setting.folder / "fisher"
-    content = {name: value for name, value in setting.old.fingerprint.items() if name != "name"}
-    task = task_fingerprint(setting.task, "train")
+    content, task = nameless(setting.old.fingerprint), task_fingerprint(setting.task, "train")
     key = sha256_of([content, task, _contents(options), list(names), numerics(setting.old.model)])
     saved = read_json(folder / "key.json") if (folder / "key.json").is_file() else {}
     if saved.get("key") == key:

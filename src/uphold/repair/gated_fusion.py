@@ -13,7 +13,7 @@ gate alone trains, so a dropped token gives no gradient.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +22,7 @@ from uphold.core.progress import Progress, silent
 from uphold.core.registry import repair
 from uphold.models.pair_file import Gating, parameters_of
 from uphold.models.train import Schedule, Select, Tokens
-from uphold.repair.ensemble import COST, FOLDER
+from uphold.repair.both_models import BothConfig, repair_with_both
 from uphold.repair.result import REPAIRED, Repair
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ NAME, PAPER = "gated-fusion", "arXiv:2302.02080"
 
 
 @dataclass(frozen=True)
-class GatedFusionConfig(Schedule):
+class GatedFusionConfig(BothConfig, Schedule):
     """Options of gated fusion; the schedule is that of the gate."""
 
     learning_rate: float = 1e-3
@@ -53,12 +53,8 @@ class GatedFusionConfig(Schedule):
     """Units in the gate's hidden layer."""
     drop: float = 0.1
     """Share of tokens for which the gate is dropped in training, so that the new model alone predicts them."""
-    force: bool = False
-    """Go on although the new model is worse than the old one on validation."""
 
-    KIND: ClassVar[str] = "pair"
     SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {"old_temperature": (1.0, 2.0)}
-    """What a search tries."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,9 +93,8 @@ def gated_fusion(
         UsageError: the new model is clearly worse than the old one, unless `config.force`.
         UpholdError: see `uphold.core.errors` for what else can go wrong.
     """
-    from uphold.models.pair import save_pair
     from uphold.repair.adapt import epochs
-    from uphold.repair.protocol import begin, conclude
+    from uphold.repair.protocol import begin
     from uphold.repair.recipe import configure, recipe_for
     from uphold.tasks.load import load_task
 
@@ -107,9 +102,7 @@ def gated_fusion(
     options = config or configure(GatedFusionConfig(), NAME, recipe_for(chosen))
     setting = begin(NAME, PAPER, old, new, chosen, out=out, force=options.force, store=store, progress=progress)
     pair, history = _trained(setting, options)
-    made = save_pair(pair, setting.folder / FOLDER)
-    arm = setting.arm(REPAIRED, "gated fusion", made, epochs(history))
-    return conclude(setting, [arm], options, setting.folder / FOLDER, "pair", [COST])
+    return repair_with_both(setting, options, "gated fusion", pair, epochs(history))
 
 
 def _trained(setting: Setting, config: GatedFusionConfig) -> tuple[Loaded, History]:
@@ -118,7 +111,7 @@ def _trained(setting: Setting, config: GatedFusionConfig) -> tuple[Loaded, Histo
     from uphold.models.pair import fresh_gate, pair_of
     from uphold.models.pair_file import content_of
     from uphold.models.pair_objective import GateLoss
-    from uphold.models.train import train
+    from uphold.models.train import decisive, train
     from uphold.repair.training import Validation, training_rows
     from uphold.tasks.base import task_fingerprint
 
@@ -140,10 +133,11 @@ def _trained(setting: Setting, config: GatedFusionConfig) -> tuple[Loaded, Histo
         pair.model,
         [(row,) for row in training_rows(new, setting.task, "train")],
         objective,
-        config,
+        # No gradient goes through a layer: there is nothing to forget.
+        replace(config, gradient_checkpointing=False),
         validate,
         setting.folder / "training" / REPAIRED,
-        key=sha256_of([NAME, content_of(old.fingerprint), content_of(new.fingerprint), tasks, asdict(config)]),
+        key=sha256_of([NAME, content_of(old.fingerprint), content_of(new.fingerprint), tasks, decisive(config)]),
         what="gated fusion",
         progress=setting.progress,
     )

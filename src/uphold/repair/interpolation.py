@@ -11,18 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 from uphold.core.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from uphold.core.progress import Progress
     from uphold.core.runs import RunStore
-    from uphold.models.load import ModelLike
+    from uphold.models.load import Loaded, ModelLike
     from uphold.repair.protocol import Setting
-    from uphold.repair.result import Form, Repair
+    from uphold.repair.result import Epoch, Form, Repair
     from uphold.tasks.base import Task
 
+C = TypeVar("C", bound="InterpolationConfig")
 Choose = Literal["largest", "nfr"]
 SEARCH_FILE = "interpolation.json"
 _TIE = 1e-9
@@ -60,6 +61,11 @@ class InterpolationConfig:
         """The values that are tried, from 0 to below 1."""
         found = (round(index * self.step, 9) for index in range(int(1 / self.step) + 1))
         return tuple(alpha for alpha in found if alpha < 1)
+
+    @property
+    def models(self) -> int:
+        """How many new models are averaged; alpha 0 is the new model itself where it is one."""
+        return 1
 
 
 @dataclass(frozen=True)
@@ -102,10 +108,10 @@ def interpolate(
     task: str | Path | Task,
     *,
     out: str | Path,
-    config: InterpolationConfig,
-    mixture: Callable[[Setting], Mixture],
-    contents: Callable[[Setting], Any],
-    zero_is_new: bool = True,
+    config: C | None,
+    default: C,
+    mixture: Callable[[Setting, C], Mixture],
+    contents: Callable[[Setting, C], Any],
     store: RunStore | None,
     progress: Progress,
 ) -> Repair:
@@ -114,18 +120,18 @@ def interpolate(
     What was searched before is read from `interpolation.json`, and an artifact that is there already is not made again.
 
     Args:
-        method: registered name.
+        method: registered name; the recipe's section of this name gives the options where `config` is None.
         paper: its source.
-        label: how tables call the method.
+        label: how tables call the method; `{OPTION}` stands for the value of that option.
         old: the version that users have.
         new: the version that is to replace it.
         task: gives validation and test instances, and what a mixture may need of its train split.
         out: gets `adapter/` or `weights/`, `interpolation.json`, `runs/`, `validation/`, `comparison.json` and
             `repair.json`.
         config: the options.
+        default: the options before any recipe.
         mixture: makes the mixture; called only where a weight is needed.
         contents: what decides its weights beside models, task and alpha, as plain JSON.
-        zero_is_new: whether alpha 0 is the new model itself.
         store: where runs are kept.
         progress: called while models are evaluated.
 
@@ -134,32 +140,38 @@ def interpolate(
         UsageError: they are of two architectures, or the new one is clearly worse and `config.force` is not set.
         UpholdError: see `uphold.core.errors` for what else can go wrong.
     """
-    from uphold.models.load import check_same_tokenizer
-    from uphold.models.shared import load_pair
-    from uphold.models.weights import check_same_shapes
     from uphold.repair.protocol import begin, conclude
-    from uphold.repair.result import REPAIRED, Epoch
+    from uphold.repair.recipe import configure, recipe_for
+    from uphold.repair.result import REPAIRED
     from uphold.tasks.load import load_task
 
     chosen = load_task(task)
-    one, other = load_pair(old, new)
-    check_same_tokenizer(one, other)
-    check_same_shapes(one, other)
-    setting = begin(method, paper, one, other, chosen, out=out, force=config.force, store=store, progress=progress)
-    search = _Search(setting, label, config, cache(lambda: mixture(setting)), contents(setting), zero_is_new)
-    alpha, points = config.old_share, list[Point]()
+    options = config or configure(default, method, recipe_for(chosen))
+    setting = begin(
+        method, paper, *_alike(old, new), chosen, out=out, force=options.force, store=store, progress=progress
+    )
+    named = label.format_map(asdict(options))
+    made_once = cache(lambda: mixture(setting, options))
+    search = _Search(setting, named, options, made_once, contents(setting, options))
+    alpha, points = options.old_share, list[Point]()
     if alpha is None:
         points = search.points()
-        alpha = choose_alpha(points, _new_point(setting).accuracy, config)
+        alpha = choose_alpha(points, _new_point(setting).accuracy, options)
     artifact, form, made, notes = search.artifact(alpha)
-    history = [
-        Epoch(
-            index, {"alpha": point.alpha}, {"accuracy": point.accuracy, "nfr": point.nfr}, chosen=point.alpha == alpha
-        )
-        for index, point in enumerate(points)
-    ]
-    arm = setting.arm(REPAIRED, f"{label}, alpha {alpha:g}", made, history)
-    return conclude(setting, [arm], config, artifact, form, notes)
+    arm = setting.arm(REPAIRED, f"{named}, alpha {alpha:g}", made, _history(points, alpha))
+    return conclude(setting, [arm], options, artifact, form, notes)
+
+
+def _alike(old: ModelLike, new: ModelLike) -> tuple[Loaded, Loaded]:
+    """Both models loaded, and found to have the same tokens and shapes before anything is evaluated."""
+    from uphold.models.load import check_same_tokenizer
+    from uphold.models.shared import load_pair
+    from uphold.models.weights import check_same_shapes
+
+    pair = load_pair(old, new)
+    check_same_tokenizer(*pair)
+    check_same_shapes(*pair)
+    return pair
 
 
 def choose_alpha(points: Sequence[Point], new_accuracy: float, config: InterpolationConfig) -> float:
@@ -193,20 +205,22 @@ class _Search:
     config: InterpolationConfig
     mixture: Callable[[], Mixture]
     contents: Any
-    zero_is_new: bool
+
+    @property
+    def zero_is_new(self) -> bool:
+        """Whether alpha 0 is the new model itself."""
+        return self.config.models == 1
 
     @property
     def key(self) -> str:
         """Hash of everything but alpha that decides the mixture's weights and points."""
         from uphold.core.hashing import sha256_of
+        from uphold.models.fingerprint import nameless
         from uphold.models.load import library_versions, numerics
         from uphold.tasks.base import task_fingerprint
 
         setting = self.setting
-        models = [
-            {name: value for name, value in model.fingerprint.items() if name != "name"}
-            for model in (setting.old, setting.new)
-        ]
+        models = [nameless(model.fingerprint) for model in (setting.old, setting.new)]
         tasks = [task_fingerprint(setting.task, split) for split in ("train", "validation")]
         return sha256_of(
             [setting.method, models, tasks, self.contents, numerics(setting.new.model), library_versions()]
@@ -288,6 +302,15 @@ class _Search:
         name = f"{base_name(setting.new)}+{folder}"
         made = name if setting.new.files is not None else adapted(model, setting.new, folder, name)
         return folder, form, made, notes
+
+
+def _history(points: Sequence[Point], alpha: float) -> list[Epoch]:
+    from uphold.repair.result import Epoch
+
+    return [
+        Epoch(number, {"alpha": one.alpha}, {"accuracy": one.accuracy, "nfr": one.nfr}, chosen=one.alpha == alpha)
+        for number, one in enumerate(points)
+    ]
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,10 @@ The conditional form distils only what the old model finds at least as likely as
 trained by cross-entropy alone, at full weight:
 
     a_i = a 1[log p_old(y) >= log p(y)]        of token i, or of all trained tokens of its sequence together
+
+KL(old || student) makes the student cover all that the old model might say. In its place may stand KL(student || old),
+which lets it keep to some of that, or the Jensen-Shannon divergence between the two (GKD, Agarwal et al., ICLR 2024,
+arXiv:2306.13649).
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from uphold.core.errors import UsageError, unknown_name
 from uphold.core.progress import Progress, silent
 from uphold.core.registry import repair
-from uphold.models.divergence import ForwardKL
+from uphold.models.divergence import ForwardKL, JensenShannon, ReverseKL
 from uphold.models.rules import Term, Tokens, Weights
 from uphold.repair.result import Repair
 from uphold.repair.training import DistillConfig
@@ -36,6 +40,12 @@ if TYPE_CHECKING:
     from uphold.tasks.base import Task
 
 Conditional = Literal["never", "token", "sequence"]
+Kind = Literal["forward-kl", "reverse-kl", "jensen-shannon"]
+DIVERGENCES: Mapping[Kind, type[ForwardKL | ReverseKL | JensenShannon]] = {
+    "forward-kl": ForwardKL,
+    "reverse-kl": ReverseKL,
+    "jensen-shannon": JensenShannon,
+}
 PAPER = "arXiv:2105.03048"
 OLD = 0
 
@@ -49,6 +59,8 @@ class KdConfig(DistillConfig):
     conditional: Conditional = "never"
     """Distil only tokens, or only whole sequences, whose gold tokens the old model finds at least as likely as the
     student does; the others are trained by cross-entropy alone."""
+    divergence: Kind = "forward-kl"
+    """How far the student is from the old model: KL(old || student), KL(student || old), or Jensen-Shannon's."""
 
     SEARCH: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "kl_weight": (0.5, 0.9),
@@ -59,6 +71,8 @@ class KdConfig(DistillConfig):
         super().__post_init__()
         if self.conditional not in get_args(Conditional):
             raise unknown_name("conditional", self.conditional, get_args(Conditional))
+        if self.divergence not in DIVERGENCES:
+            raise unknown_name("divergence", self.divergence, DIVERGENCES)
         if not 0 <= self.kl_weight <= 1:
             raise UsageError(f"distillation needs kl_weight in [0, 1], not {self.kl_weight}")
 
@@ -100,7 +114,7 @@ def kd_objective(setting: Setting, config: KdConfig) -> Distillation:
     """The loss with the setting's old model as teacher."""
     from uphold.models.objective import Distillation, FrozenTeacher
 
-    rule = KdRule(config.kl_weight, config.temperature, config.conditional)
+    rule = KdRule(config.kl_weight, config.temperature, config.conditional, config.divergence)
     return Distillation(rule, (FrozenTeacher(setting.old.model),), config.tokens)
 
 
@@ -112,6 +126,7 @@ class KdRule:
     """A."""
     temperature: float = 2.0
     conditional: Conditional = "never"
+    divergence: Kind = "forward-kl"
 
     @property
     def whole_sequences(self) -> bool:
@@ -121,7 +136,7 @@ class KdRule:
     def __call__(self, tokens: Tokens) -> Weights:
         """See `uphold.models.rules.Rule`."""
         distilled = self.kl_weight * self.distils(tokens).float()
-        divergence = ForwardKL(self.temperature, scale=self.temperature**2)
+        divergence = DIVERGENCES[self.divergence](self.temperature, scale=self.temperature**2)
         return Weights((Term("kl_old", divergence, OLD, distilled),), 1 - distilled)
 
     def distils(self, tokens: Tokens) -> torch.Tensor:

@@ -79,16 +79,11 @@ def new_base(setting: Setting) -> Loaded:
 def load_member(setting: Setting, adapter: Path) -> Loaded:
     """A member that `train_members` made, as a model of its own."""
     from uphold.models.adapter import adapted, base_name
-    from uphold.models.load import load
+    from uphold.models.load import load, with_adapter
+    from uphold.models.weights import bare_copy
 
     name = f"{base_name(setting.new)}+{adapter}"
     if setting.new.files is not None:
         return load(name)
-    from peft import PeftModel
-
-    from uphold.models.weights import bare_copy
-
     base = new_base(setting)
-    model = PeftModel.from_pretrained(bare_copy(base), str(adapter), is_trainable=False)
-    model.eval()
-    return adapted(model, base, adapter, name)
+    return adapted(with_adapter(bare_copy(base), adapter, name).eval(), base, adapter, name)

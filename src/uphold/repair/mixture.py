@@ -122,15 +122,24 @@ class MixtureRule:
 
     def __call__(self, tokens: Tokens) -> Weights:
         """See `uphold.models.rules.Rule`."""
-        divergence = ForwardKL(self.temperature)
         gold = None if self.kl_weight == 1 else tokens.none + (1 - self.kl_weight)
         if self.teacher == "best":
+            divergence = ForwardKL(self.temperature)
             use_old = self.kl_weight * (tokens.teachers[OLD].logprob > tokens.teachers[NEW].logprob).float()
             use_new = self.kl_weight - use_old
             return Weights((Term("kl_old", divergence, OLD, use_old), Term("kl_new", divergence, NEW, use_new)), gold)
-        return Weights((Term("kl_mixture", divergence, self.shares(tokens), tokens.none + self.kl_weight),), gold)
+        term = average("kl_mixture", self.share, self.temperature, tokens.none + self.kl_weight)
+        return Weights((term,), gold)
 
-    def shares(self, tokens: Tokens) -> torch.Tensor:
-        """How much of each teacher is in the average, shape (n, 2)."""
-        row = tokens.none.new_tensor([self.share, 1 - self.share])
-        return row.expand(len(tokens.none), 2)
+
+def average(name: str, share: float, temperature: float, weight: torch.Tensor) -> Term:
+    """KL from the average of teacher 0 and teacher 1.
+
+    Args:
+        name: what it is logged as.
+        share: of teacher 0, in [0, 1].
+        temperature: T of all softmaxes.
+        weight: how much it counts for each token, shape (n,).
+    """
+    shares = weight.new_tensor([share, 1 - share]).expand(len(weight), 2)
+    return Term(name, ForwardKL(temperature), shares, weight)

@@ -1,7 +1,8 @@
 """What every repair goes through, however it is made.
 
 The plain update is measured, arms are made, each arm is measured against the OLD model on the same validation and
-test splits, and all of it is saved in one form. How an arm is made is the method's own business.
+test splits, and all of it is saved in one form. How an arm is made is the method's own business. Of several processes
+the first one evaluates and writes.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from uphold.measure.comparison import Comparison, compare_runs
 from uphold.measure.evaluate import evaluate
 from uphold.models.adapter import base_name
 from uphold.models.load import Loaded, ModelLike, check_same_tokenizer, check_single, load
+from uphold.models.processes import current
 from uphold.models.shared import load_pair
 from uphold.models.train import NFR_TOLERANCE
 from uphold.repair.card import repair_card
+from uphold.repair.out_folder import check_out_folder
 from uphold.repair.recorded_answers import RecordedAnswers
 from uphold.repair.result import Arm, Epoch, Form, Repair, headline
 from uphold.tasks.base import Split, Task, required_instances, split_sizes
@@ -58,8 +61,9 @@ class Setting:
         return {record.id: record.score or 0.0 for record in self.validation.old.records()}
 
     def run(self, model: ModelLike, split: Split, what: str) -> Run:
-        """The run of a model on a split of the task."""
-        return evaluate(model, self.task, split=split, store=self.store, progress=self.progress, what=what)
+        """The run of a model on a split of the task; of several processes all must ask."""
+        with current().first():
+            return evaluate(model, self.task, split=split, store=self.store, progress=self.progress, what=what)
 
     def scores(self, model: ModelLike, split: Split, what: str) -> list[float]:
         """A model's scores on a split, in the order of the task's instances; 0 where one could not be scored."""
@@ -117,8 +121,10 @@ def begin(
 
     Raises:
         TokenizerMismatchError: the models do not share a token-id map, and the method needs it.
-        UsageError: the new model is clearly worse than the old one, unless `force`.
+        UsageError: the new model is clearly worse than the old one, unless `force`; or `out` holds what something else
+            made.
     """
+    check_out_folder(Path(out), method)
     folder = writable_folder(Path(out))
     recorded = isinstance(old, RecordedAnswers)
     frozen_old, frozen_new = (old, load(new)) if recorded else load_pair(old, new)
@@ -126,16 +132,14 @@ def begin(
         check_single(one)
     if one_tokenizer and not recorded:
         check_same_tokenizer(frozen_old, frozen_new)
-    before = compare(old.run("test") if recorded else frozen_old, frozen_new, task, store=store, progress=progress)
-    validation = compare_runs(
-        old.run("validation")
-        if recorded
-        else evaluate(
-            frozen_old, task, split="validation", store=store, progress=progress, what="old model on validation"
-        ),
-        evaluate(frozen_new, task, split="validation", store=store, progress=progress, what="new model on validation"),
-        discover=False,
-    )
+    with current().first():
+        before = compare(old.run("test") if recorded else frozen_old, frozen_new, task, store=store, progress=progress)
+        asked: dict[str, Any] = {"split": "validation", "store": store, "progress": progress}
+        validation = compare_runs(
+            old.run("validation") if recorded else evaluate(frozen_old, task, what="old model on validation", **asked),
+            evaluate(frozen_new, task, what="new model on validation", **asked),
+            discover=False,
+        )
     if not force:
         _check_gain(validation)
     return Setting(method, paper, frozen_old, frozen_new, task, folder, before, validation, store, progress)
@@ -171,8 +175,12 @@ def conclude(
         form=form,
         notes=(*setting.task.notes, *notes, *_doubts(setting, arms)),
     )
-    repair.save(setting.folder)
-    write_text(artifact / "README.md", repair_card(repair, base_name(setting.new)))
+
+    def save() -> None:
+        repair.save(setting.folder)
+        write_text(artifact / "README.md", repair_card(repair, base_name(setting.new)))
+
+    current().once(save)
     return repair
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
@@ -38,7 +40,7 @@ def configure(default: Config, section: str, recipe: str | Path, overrides: dict
         overrides: values that win over the recipe; None values count as not given.
 
     Raises:
-        UsageError: no such recipe, or an option that the config does not have.
+        UsageError: no such recipe, an option that the config does not have, or a number that is not finite.
         DataError: a value has the wrong type; the message names it.
     """
     from pydantic import TypeAdapter, ValidationError
@@ -47,12 +49,7 @@ def configure(default: Config, section: str, recipe: str | Path, overrides: dict
 
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     names = [entry.name for entry in fields(default)]  # type: ignore[arg-type]
-    shared = {} if section == ADAPT else _section(recipe, SHARED)
-    known = {*names, *(entry.name for entry in fields(DistillConfig))}
-    for key in shared:
-        if key not in known:
-            raise unknown_name(f"option of '{SHARED}' in recipe '{recipe}'", key, sorted(known))
-    values = {**{key: shared[key] for key in shared if key in names}, **_section(recipe, section), **given}
+    values = {**recipe_values(names, section, recipe), **given}
     for key in values:
         if key not in names:
             raise unknown_name(f"option of '{section}' in recipe '{recipe}'", key, names)
@@ -62,18 +59,45 @@ def configure(default: Config, section: str, recipe: str | Path, overrides: dict
         )
     except ValidationError as error:
         raise DataError(f"recipe '{recipe}', section {section}: {validation_message(error)}") from error
+    for key in values:
+        value = getattr(checked, key)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{key} of '{section}' must be a finite number, not {value}")
     return replace(default, **{key: getattr(checked, key) for key in values})  # type: ignore[type-var]
+
+
+def recipe_values(names: Sequence[str], section: str, recipe: str | Path = PAPER) -> dict[str, Any]:
+    """What a recipe says for one section, as it is written there: nothing is checked but the names of shared options.
+
+    Args:
+        names: the options that the section's config has.
+        section: `adapt`, or the name of a repair method.
+        recipe: a shipped recipe's name, or the path of a YAML file.
+
+    Raises:
+        UsageError: no such recipe, or a shared option that no config has.
+    """
+    shared = {} if section == ADAPT else _section(recipe, SHARED)
+    known = {*names, *(entry.name for entry in fields(DistillConfig))}
+    for key in shared:
+        if key not in known:
+            raise unknown_name(f"option of '{SHARED}' in recipe '{recipe}'", key, sorted(known))
+    return {**{key: shared[key] for key in shared if key in names}, **_section(recipe, section)}
 
 
 def _section(recipe: str | Path, section: str) -> dict[str, Any]:
     import yaml
 
-    from uphold.tasks.text_files import read_yaml
-
     name = str(recipe)
     if name in recipe_names():
         content: Any = yaml.safe_load((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
     elif name.endswith((".yaml", ".yml")):
+        from uphold.tasks.text_files import read_yaml
+
+        if not Path(name).is_file():
+            raise DataError(
+                f"cannot read the recipe file {name}: there is none; shipped recipes: {', '.join(recipe_names())}"
+            )
         content = read_yaml(Path(name))
     else:
         raise unknown_name("recipe", name, recipe_names(), "A file's name ends in .yaml.")

@@ -25,7 +25,7 @@ from uphold.core.progress import Progress, silent
 from uphold.core.registry import repair
 from uphold.models.divergence import ForwardKL
 from uphold.models.rules import Term, Tokens, Weights
-from uphold.repair.result import Repair
+from uphold.repair.result import REPAIRED, Repair
 from uphold.repair.training import DistillConfig
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def recorded(
         UpholdError: see `uphold.core.errors` for what else can go wrong.
     """
     from uphold.core.storage import writable_folder
-    from uphold.repair.answer_training import trained_repair
+    from uphold.repair.distill import ArmSpec, trained_repair
     from uphold.repair.protocol import begin
     from uphold.repair.recipe import configure, recipe_for
     from uphold.repair.recorded_answers import recorded_answers
@@ -120,7 +120,9 @@ def recorded(
         "recorded", PAPER, answers, new, answers.task, out=folder, force=options.force, store=store, progress=progress
     )
     train = taught_options if chosen.kind == "choice" else taught_texts
-    return trained_repair(setting, "recorded answers", *train(setting, answers.records("train"), options), options)
+    objective, examples = train(setting, answers.records("train"), options)
+    own = ArmSpec(REPAIRED, "recorded answers", lambda _: objective, examples=lambda _: examples)
+    return trained_repair(setting, own, options)
 
 
 def taught_options(

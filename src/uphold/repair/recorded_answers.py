@@ -13,6 +13,9 @@ from uphold.core.hashing import sha256_of
 from uphold.core.progress import Progress, silent
 from uphold.core.records import Record
 from uphold.core.runs import Run, RunStore, is_run, load_run, write_run
+from uphold.measure.answer import record_of
+from uphold.models.fingerprint import nameless
+from uphold.models.processes import current
 from uphold.tasks.base import SPLITS, FixedTask, Instance, Split, Task, required_instances, task_fingerprint
 
 Unusable = dict[str, int]
@@ -84,13 +87,22 @@ def recorded_answers(
             raise UsageError(_nothing(where, task, split, sum(run.count for run in runs)))
     first = usable[0]
     own = _answered_only(task, answers, unusable, first.name)
-    identity = sha256_of([[record.id, record.output] for split in SPLITS for record in answers[split].values()])
-    made: dict[Split, Run] = {}
-    for split in SPLITS:
-        header = {key: value for key, value in first.fingerprint.items() if key != "log"}
-        header["task"] = task_fingerprint(own, split)
-        made[split] = write_run(folder / split, answers[split].values(), header)
-    facts = {"name": first.name, "recorded": identity}
+    # All that is taught: two logs may hold the same answers, and one of them log-likelihoods.
+    taught = [
+        [record.id, record.output, record.correct, record.option_logprobs]
+        for split in SPLITS
+        for record in answers[split].values()
+    ]
+    header = {key: value for key, value in first.fingerprint.items() if key != "log"}
+    headers = {split: {**header, "task": task_fingerprint(own, split)} for split in SPLITS}
+
+    def write() -> None:
+        for split in SPLITS:
+            write_run(folder / split, answers[split].values(), headers[split])
+
+    current().once(write)
+    made = {split: replace(load_run(folder / split), fingerprint=headers[split]) for split in SPLITS}
+    facts = {"name": first.name, "recorded": sha256_of(taught)}
     return RecordedAnswers(first.name, facts, made, own)
 
 
@@ -129,12 +141,13 @@ def _of_one_model(runs: Sequence[Run], where: str) -> list[Run]:
 
     Raises:
         UsageError: several did.
+        DataError: there are none.
     """
+    if not runs:
+        raise DataError(f"{where} holds no recorded answers: name a run, a folder of runs or another tool's log")
     # A log's fingerprint changes with every file: there, and only there, the name tells models apart.
     models = {
-        sha256_of({key: value for key, value in run.fingerprint["model"].items() if key != "name"})
-        if "format" not in run.fingerprint["task"]
-        else run.name: run.name
+        sha256_of(nameless(run.fingerprint["model"])) if "format" not in run.fingerprint["task"] else run.name: run.name
         for run in runs
     }
     if len(models) > 1:
@@ -252,23 +265,7 @@ class _Matcher:
             made.append((split, instance, record, output))
         scores = self.task.score_all([entry[1] for entry in made], [entry[3] for entry in made])
         return [
-            (
-                split,
-                instance,
-                Record(
-                    id=instance.id,
-                    input=instance.prompt,
-                    target=instance.target,
-                    output=output,
-                    answer=score.answer,
-                    correct=score.correct,
-                    score=score.score,
-                    options=instance.options,
-                    option_logprobs=_logprobs_in_order(record, instance),
-                    tokens=record.tokens,
-                    tags=instance.tags,
-                ),
-            )
+            (split, instance, record_of(instance, output, score, _logprobs_in_order(record, instance), record.tokens))
             for (split, instance, record, output), score in zip(made, scores, strict=True)
         ]
 

@@ -74,13 +74,17 @@ def search(
 
     Raises:
         UsageError: an unknown method or option, the new model is clearly worse than the old one, no trial finished
-            within the budget, all of them failed, or `out` holds a search of other models or another task.
+            within the budget, all of them failed, `out` holds a search of other models or another task, or there are
+            several processes, which would not agree on the time that is left.
         StorageError: the disk refused a write.
         UpholdError: see `uphold.core.errors` for what else can go wrong.
     """
+    from uphold.models import processes
     from uphold.repair.protocol import begin
     from uphold.tasks.load import load_task
 
+    if processes.current().count > 1:
+        raise UsageError("a search runs in one process: start it without 'accelerate launch' or 'torchrun'")
     started, asked, chosen = clock(), load_task(task), config or SearchConfig()
     found = searched_methods(chosen.methods)
     _check_options(options or {}, found)
@@ -343,15 +347,11 @@ class _Search:
 
 def _key(setting: Setting) -> str:
     """What decides the outcome of every trial, besides its method and options."""
+    from uphold.models.fingerprint import nameless
     from uphold.tasks.base import SPLITS, task_fingerprint
 
-    models = [
-        {key: value for key, value in one.fingerprint.items() if key != "name"} for one in (setting.old, setting.new)
-    ]
-    tasks = [
-        {key: value for key, value in task_fingerprint(setting.task, split).items() if key != "name"}
-        for split in SPLITS
-    ]
+    models = [nameless(one.fingerprint) for one in (setting.old, setting.new)]
+    tasks = [nameless(task_fingerprint(setting.task, split)) for split in SPLITS]
     return sha256_of([models, tasks])
 
 

@@ -65,7 +65,7 @@ class Budget:
             reserved: seconds to keep for what comes after the trials.
         """
         if self.trials is not None and tried >= self.trials:
-            return f"{self.trials} trial{'s' if self.trials > 1 else ''} were asked for"
+            return f"{self.trials} {'trials were' if self.trials > 1 else 'trial was'} asked for"
         if self.left is None:
             return ""
         left = self.left - reserved

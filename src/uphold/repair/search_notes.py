@@ -19,10 +19,11 @@ def notes_on(search: Search) -> Iterator[str]:
     lost = f"{margin:.3g}" if search.continuous else f"{100 * margin:.2g} points"
     open_ = [trial for trial in search.finished if search.config.pairs or not trial.paragon]
     if chosen is not None and chosen.validation is not None:
-        yield (
-            f"chosen as the lowest validation NFR among {len(open_)} repairs: that NFR is the best of several and so "
-            "optimistic; the test split was not looked at for choosing, so its numbers are not"
-        )
+        if len(open_) > 1:
+            yield (
+                f"chosen as the lowest validation NFR among {len(open_)} repairs: that NFR is the best of several and "
+                "so optimistic; the test split was not looked at for choosing, so its numbers are not"
+            )
         one = chosen.validation
         if one.standing == "kept":
             yield (

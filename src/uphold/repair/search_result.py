@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,8 +46,8 @@ class SearchConfig:
     """Go on although the new model is worse than the old one on validation."""
 
     def __post_init__(self) -> None:
-        if self.minutes is not None and self.minutes <= 0:
-            raise UsageError(f"a budget must be above 0 minutes, not {self.minutes}")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise UsageError(f"a budget must be above 0 minutes and finite, not {self.minutes}")
         if self.trials is not None and self.trials < 1:
             raise UsageError(f"a search needs at least one trial, not {self.trials}")
         if not 0 <= self.margin < 1:

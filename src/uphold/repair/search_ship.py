@@ -58,12 +58,12 @@ def train_controls(setting: Setting, trial: Trial, config: DistillConfig, watche
         config: its options.
         watched: ends it when the budget is spent; not asked where the controls only have to be read.
     """
-    from uphold.repair.distill import control_arms, trained_arm
+    from uphold.repair.distill import control_arms, trained_arms
 
     place = setting.folder / TRIALS / f"controls-{trial.name}"
     finished = (place / _DONE).is_file()
     own = replace(setting, method=trial.method, folder=place, progress=setting.progress if finished else watched)
-    arms = tuple(trained_arm(own, spec, config) for spec in control_arms(config))
+    arms = tuple(trained_arms(own, control_arms(config), config))
     write_json(place / _DONE, {"arms": [arm.name for arm in arms]})
     return arms
 

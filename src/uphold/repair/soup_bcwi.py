@@ -43,6 +43,11 @@ class SoupBcwiConfig(InterpolationConfig):
         if self.members < 1 or self.first_seed < 0:
             raise UsageError(f"a soup needs members >= 1 and first_seed >= 0, not {self.members} and {self.first_seed}")
 
+    @property
+    def models(self) -> int:
+        """See `uphold.repair.interpolation.InterpolationConfig`."""
+        return self.members
+
 
 @repair("soup-bcwi", paper=PAPER)
 def soup_bcwi(
@@ -57,41 +62,24 @@ def soup_bcwi(
 ) -> Repair:
     """Interpolate the weights of the old model and of the mean of several new ones.
 
-    An interrupted call that is repeated goes on where it stopped.
-
-    Args:
-        old: the version that users have; a model reference or a loaded model.
-        new: the version that is to replace it, of the same architecture and with the same token-id map.
-        task: what to keep; the other new models are trained on its train split, alpha is chosen on its validation
-            split, the mixture measured once on its test split.
-        out: the folder to write to: `adapter/` for LoRAs on one base, else `weights/`, a whole model; `members/`.
-        config: the options; those of the recipe that belongs to the task where None.
-        store: where runs are kept.
-        progress: called while models are trained and evaluated.
+    The other new models are trained on the train split, in `members/` of `out`; an interrupted call that is repeated
+    goes on where it stopped. Arguments and errors are otherwise those of `uphold.repair.bcwi.bcwi`; besides:
 
     Raises:
-        TokenizerMismatchError: the models do not share a token-id map.
-        UsageError: they are of two architectures, the new one's adapter is no plain LoRA, or it is clearly worse and
-            `config.force` is not set.
-        UpholdError: see `uphold.core.errors` for what else can go wrong.
+        UsageError: the new model's adapter is no plain LoRA.
     """
-    from uphold.repair.recipe import configure, recipe_for
-    from uphold.tasks.load import load_task
-
-    chosen = load_task(task)
-    options = config or configure(SoupBcwiConfig(), "soup-bcwi", recipe_for(chosen))
     return interpolate(
         "soup-bcwi",
         PAPER,
-        f"SoupBCWI of {options.members}",
+        "SoupBCWI of {members}",
         old,
         new,
-        chosen,
+        task,
         out=out,
-        config=options,
-        mixture=lambda setting: _mixture(setting, options),
-        contents=lambda setting: _contents(setting, options),
-        zero_is_new=options.members == 1,
+        config=config,
+        default=SoupBcwiConfig(),
+        mixture=_mixture,
+        contents=_contents,
         store=store,
         progress=progress,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,8 +27,14 @@ class AdapterConfig(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+        if self.rank < 1 or not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1:
             raise UsageError("an adapter needs rank >= 1, alpha > 0 and dropout in [0, 1)")
+
+    def student(self, new: Loaded) -> Any:
+        """Where training starts: a PEFT model of which only the adapter requires gradients, here a copy of `new`."""
+        from uphold.models.adapter import trainable_copy
+
+        return trainable_copy(new, self.rank, self.alpha, self.dropout, self.seed)
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,8 @@ class DistillConfig(AdapterConfig):
             raise unknown_name("teacher cache", self.teacher_cache, ("auto", "always", "never"))
         if self.cache_top < 0:
             raise UsageError(f"cache_top must be 0 or a number of tokens, not {self.cache_top}")
-        if self.temperature <= 0:
-            raise UsageError(f"temperature must be above 0, not {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(f"temperature must be above 0 and finite, not {self.temperature}")
 
 
 def training_rows(loaded: Loaded, task: Task, split: Split) -> list[Encoded]:

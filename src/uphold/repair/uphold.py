@@ -22,21 +22,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uphold.core.errors import UsageError
 from uphold.core.progress import Progress, silent
 from uphold.core.registry import repair
-from uphold.models.divergence import ForwardKL
-from uphold.models.rules import Term, Tokens, Weights
+from uphold.models.rules import Tokens, Weights
 from uphold.models.train import Decay, Select
+from uphold.repair.mixture import average
 from uphold.repair.result import Repair
 from uphold.repair.training import DistillConfig
 
 if TYPE_CHECKING:
     from uphold.core.runs import RunStore
-    from uphold.models.load import ModelLike
+    from uphold.models.load import Loaded, ModelLike
     from uphold.models.objective import Distillation
     from uphold.models.train import Example
     from uphold.repair.protocol import Setting
     from uphold.tasks.base import Task
-
-OLD, NEW = 0, 1
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,15 @@ class UpholdConfig(DistillConfig):
         if self.extra_rank is not None and self.extra_rank < 0:
             raise UsageError(f"extra_rank must be at least 0, not {self.extra_rank}")
 
+    def student(self, new: Loaded) -> Any:
+        """The new model with room beside its adapter."""
+        from uphold.models.widened import widened
+
+        extra = self.rank if self.extra_rank is None else self.extra_rank
+        if not extra:
+            return super().student(new)
+        return widened(new, extra, self.alpha * extra / self.rank, self.dropout, self.embeddings, self.seed)
+
 
 @repair("uphold")
 def uphold(
@@ -102,7 +109,6 @@ def uphold(
         default=UpholdConfig(),
         objective=uphold_objective,
         examples=_examples,
-        start=_start,
         store=store,
         progress=progress,
     )
@@ -131,8 +137,7 @@ class UpholdRule:
     def __call__(self, tokens: Tokens) -> Weights:
         """See `uphold.models.rules.Rule`."""
         gold = self.gold_weight * (tokens.trained.instance >= 0).float()
-        shares = gold.new_tensor([self.share, 1 - self.share]).expand(len(gold), 2)
-        term = Term("kl_average", ForwardKL(self.temperature), shares, 1 - gold)
+        term = average("kl_average", self.share, self.temperature, 1 - gold)
         return Weights((term,), gold if self.gold_weight else None)
 
 
@@ -159,15 +164,3 @@ def _examples(setting: Setting, config: UpholdConfig) -> Sequence[Example]:
                 pairs.append((instance, answer))
     own = answer_rows(setting.new, setting.task, [instance for instance, _ in pairs], [text for _, text in pairs])
     return [(row,) for row in (*rows, *(Encoded(row.prompt, row.answer) for row in own))]
-
-
-def _start(setting: Setting, config: UpholdConfig) -> Any:
-    """The new model with room beside its adapter."""
-    from uphold.models.adapter import trainable_copy
-    from uphold.models.widened import widened
-
-    extra = config.rank if config.extra_rank is None else config.extra_rank
-    if not extra:
-        return trainable_copy(setting.new, config.rank, config.alpha, config.dropout, config.seed)
-    alpha = config.alpha * extra / config.rank
-    return widened(setting.new, extra, alpha, config.dropout, config.embeddings, config.seed)
