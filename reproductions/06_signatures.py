@@ -22,9 +22,9 @@ from signature_claims import BUDGET, CLEAN, QUANTISERS, STRONG, judge
 from torch import nn
 
 from uphold.models.forward_order import Unit, forward_order
-from uphold.models.patch import Patch, pristine_hashes
-from uphold.models.patch_apply import apply
-from uphold.models.patch_make import make
+from uphold.models.patches.apply import apply
+from uphold.models.patches.make import make
+from uphold.models.patches.patch import Patch, pristine_hashes
 from uphold.repair.signature_choice import Effect, choose, effects
 from uphold.repair.signatures import coefficients, layer_sizes, restricted, signature, transfer
 

@@ -22,8 +22,8 @@ from evidence import WORK, Claim, mean_and_spread, use_one_thread, write_evidenc
 
 import uphold
 from uphold.core.runs import RunStore
-from uphold.models.patch_apply import apply
-from uphold.models.patch_make import make
+from uphold.models.patches.apply import apply
+from uphold.models.patches.make import make
 from uphold.repair.signature_choice import choose, task_accuracy
 from uphold.repair.signatures import layer_sizes, signature
 from uphold.tasks.base import FixedTask, Instance

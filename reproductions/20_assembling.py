@@ -28,10 +28,10 @@ from torch import nn
 import uphold
 from uphold.core.runs import RunStore
 from uphold.models.encode import Encoder, collate
-from uphold.models.stages import Stages
-from uphold.models.stages_build import Blueprint
-from uphold.models.stages_data import IGNORED, Classification, Examples, NextToken, correct
-from uphold.models.stages_training import FineTuning, Training, seeded
+from uphold.models.stages.build import Blueprint
+from uphold.models.stages.data import IGNORED, Classification, Examples, NextToken, correct
+from uphold.models.stages.stages import Stages
+from uphold.models.stages.training import FineTuning, Training, seeded
 from uphold.repair import assembly, assembly_jobs, assembly_replace, assembly_report
 
 NAME, PAPER = "20_assembling", "arXiv:2212.04129"

@@ -25,10 +25,10 @@ from evidence import RESULTS, Claim, use_one_thread, write_evidence
 from stdlib_lm import UNKNOWN, CodeModel, Corpus, held_out_rows, load, train
 
 from uphold.models.encode import Encoded
-from uphold.models.neuron_config import Failure, Guard, NeuronConfig
-from uphold.models.neuron_guard import drift, forced, read_guard
-from uphold.models.neuron_repair import repair_failures
-from uphold.models.neurons import read_anatomy
+from uphold.models.neurons.config import Failure, Guard, NeuronConfig
+from uphold.models.neurons.guard import drift, forced, read_guard
+from uphold.models.neurons.neurons import read_anatomy
+from uphold.models.neurons.repair import repair_failures
 
 NAME, PAPER = "24_mint", "arXiv:2312.05356"
 PARTS: dict[str, Any] = {"head": "head", "norm": "norm"}

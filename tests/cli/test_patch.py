@@ -8,10 +8,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.models.patched import change, copy, hashes, network_file, sharded, tensors
+from tests.models.patches.patched import change, copy, hashes, network_file, sharded, tensors
 from uphold.cli.patch import app
 from uphold.core.errors import CorruptError, EmptyError, ModelError, UpholdError, UsageError
-from uphold.models.patch_file import load_patch
+from uphold.models.patches.file import load_patch
 
 RUNNER = CliRunner()
 WIDE = {"COLUMNS": "200"}

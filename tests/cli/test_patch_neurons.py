@@ -13,8 +13,8 @@ from tests.conftest import save_tiny_model
 from uphold.cli.patch_neurons import neurons
 from uphold.core.errors import CorruptError, DataError, EmptyError, UpholdError, UsageError
 from uphold.models.load import load
-from uphold.models.patch_apply import apply
-from uphold.models.patch_file import load_patch
+from uphold.models.patches.apply import apply
+from uphold.models.patches.file import load_patch
 
 ALONE = typer.Typer()
 ALONE.command()(neurons)

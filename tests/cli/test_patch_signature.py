@@ -16,7 +16,7 @@ from uphold.cli import patch
 from uphold.cli.patch_signature import signature
 from uphold.core.errors import ModelError, StorageError, UsageError
 from uphold.models.checkpoint import open_checkpoint
-from uphold.models.patch_file import load_patch
+from uphold.models.patches.file import load_patch
 
 APP = typer.Typer()
 APP.command()(signature)

@@ -42,7 +42,7 @@ def test_a_folder_with_a_plus_in_its_name_is_one_folder(model_v1: Path, tmp_path
         ("missing.gguf", "does not exist"),
         ("embedded:../v1", "unknown embedded model"),
         ("embedded:v11", "unknown embedded model"),
-        ("org/name@../../x", "no such folder"),
+        ("org/name../../x", "no such folder"),
         ("org/name@-x", "not a hub revision"),
         ("+adapter", "one of the two is empty"),
         ("model+", "one of the two is empty"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.models.tiny import tiny
 from uphold.core.errors import UsageError
 from uphold.models import signatures
-from uphold.models.patch_source import open_weights
+from uphold.models.patches.source import open_weights
 from uphold.models.signatures import check_same, cosine_between, names_and_blocks, projected
 
 

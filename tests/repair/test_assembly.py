@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.stage_nets import QUICK, blueprint, drawn, examples, meta, mlp
+from tests.models.stages.nets import QUICK, blueprint, drawn, examples, meta, mlp
 from tests.models.tiny import tiny
 from uphold.core.errors import CorruptError, UsageError
 from uphold.models.fingerprint import module_fingerprint
-from uphold.models.stages import Stages
-from uphold.models.stages_build import Blueprint, decoder_blueprint
-from uphold.models.stages_data import Classification, Examples, NextToken, correct
-from uphold.models.stages_training import FineTuning, Training, seeded
+from uphold.models.stages.build import Blueprint, decoder_blueprint
+from uphold.models.stages.data import Classification, Examples, NextToken, correct
+from uphold.models.stages.stages import Stages
+from uphold.models.stages.training import FineTuning, Training, seeded
 from uphold.repair.assembly import assemble, fine_tune, train_meta
 from uphold.repair.assembly_jobs import Job, incubate
 from uphold.repair.assembly_workers import incubate_all

@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from tests.models.stage_nets import (
+from tests.models.stages.nets import (
     QUICK,
     Shell,
     batch_norm_mlp,
@@ -25,10 +25,10 @@ from tests.models.stage_nets import (
 )
 from tests.models.tiny import tiny
 from uphold.core.errors import CorruptError, UsageError
-from uphold.models.stages import Stages, compose, tensors_hash
-from uphold.models.stages_build import Blueprint, decoder_blueprint
-from uphold.models.stages_data import Classification, Examples, NextToken
-from uphold.models.stages_training import Training, seeded, stage_seed
+from uphold.models.stages.build import Blueprint, decoder_blueprint
+from uphold.models.stages.data import Classification, Examples, NextToken
+from uphold.models.stages.stages import Stages, compose, tensors_hash
+from uphold.models.stages.training import Training, seeded, stage_seed
 from uphold.repair.assembly_jobs import Job, incubate, read_job, train_whole
 
 DATA = examples()
@@ -94,7 +94,7 @@ def test_only_the_stage_moves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         hybrids.append(original(*arguments, **named))
         return hybrids[-1]
 
-    monkeypatch.setattr("uphold.models.stages.compose", kept)
+    monkeypatch.setattr("uphold.models.stages.stages.compose", kept)
     seen: list[set[int]] = []
 
     def look(optimizer: Any) -> None:

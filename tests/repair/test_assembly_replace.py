@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.models.stage_nets import QUICK, blueprint, drawn, examples
+from tests.models.stages.nets import QUICK, blueprint, drawn, examples
 from tests.models.tiny import tiny
 from uphold.core.errors import UsageError
 from uphold.core.storage import read_json
 from uphold.models.fingerprint import module_fingerprint
-from uphold.models.stages import Stages
-from uphold.models.stages_data import Classification, Examples, NextToken, correct
-from uphold.models.stages_training import Training
+from uphold.models.stages.data import Classification, Examples, NextToken, correct
+from uphold.models.stages.stages import Stages
+from uphold.models.stages.training import Training
 from uphold.repair.assembly_jobs import train_whole
 from uphold.repair.assembly_replace import replace_stage
 
@@ -70,8 +70,8 @@ def test_a_stage_may_be_deeper_and_may_go_on_from_given_weights(deployed: Stages
 
 
 def test_the_change_as_a_patch(deployed: Stages, tmp_path: Path) -> None:
-    from uphold.models.patch_apply import apply
-    from uphold.models.patch_file import load_patch
+    from uphold.models.patches.apply import apply
+    from uphold.models.patches.file import load_patch
 
     made = replace_stage(deployed, 1, None, DATA, test=TEST, out=tmp_path, config=QUICK, patch=True)
 

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models.stage_nets import Block, blueprint, drawn, examples, meta
+from tests.models.stages.nets import Block, blueprint, drawn, examples, meta
 from uphold.core.errors import UsageError
-from uphold.models.stages import compose
-from uphold.models.stages_training import Training
+from uphold.models.stages.stages import compose
+from uphold.models.stages.training import Training
 from uphold.repair.assembly_jobs import incubate
 from uphold.repair.assembly_report import Paired, compatibility, cost, linear_cka
 

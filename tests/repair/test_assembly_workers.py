@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.models.stage_nets import QUICK, blueprint, examples, meta
+from tests.models.stages.nets import QUICK, blueprint, examples, meta
 from uphold.core.errors import ModelError, UsageError
 from uphold.repair import assembly_workers
 from uphold.repair.assembly_jobs import read_job

@@ -17,8 +17,8 @@ from uphold.core.registry import method
 from uphold.measure.evaluate import evaluate
 from uphold.models.fingerprint import weights_hash
 from uphold.models.load import load
-from uphold.models.patch_copy import apply_to_copy
-from uphold.models.patch_file import load_patch
+from uphold.models.patches.copy import apply_to_copy
+from uphold.models.patches.file import load_patch
 from uphold.repair.adapt import AdaptConfig, adapt
 from uphold.repair.mint import MintConfig, mint
 from uphold.repair.protocol import begin
@@ -61,7 +61,7 @@ def test_regressions_are_repaired_by_a_patch_that_makes_the_saved_weights(
         assert (right[name], wrong[name]) == (True, False)
         assert tokenizer.decode(one["failure"]["target"]) == answers[name]
 
-    monkeypatch.setattr("uphold.models.neuron_repair.repair_failures", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr("uphold.models.neurons.repair.repair_failures", lambda *_, **__: pytest.fail("made again"))
     again = mint(model_v1, model_v2, task, out=tmp_path / "out", config=CONFIG)
     assert str(again) == str(result)
 

@@ -16,9 +16,9 @@ from uphold.core.runs import RunStore
 from uphold.core.stats import proportion_interval
 from uphold.models.forward_order import forward_order
 from uphold.models.load import load
-from uphold.models.patch import Patch, pristine_hashes
-from uphold.models.patch_apply import apply
-from uphold.models.patch_file import load_patch
+from uphold.models.patches.apply import apply
+from uphold.models.patches.file import load_patch
+from uphold.models.patches.patch import Patch, pristine_hashes
 from uphold.repair.signature_choice import Effect, Trial, best, choose, effects, task_accuracy
 from uphold.repair.signatures import signature
 

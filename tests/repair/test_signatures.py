@@ -15,9 +15,9 @@ from tests.conftest import save_tiny_model
 from uphold.core.errors import ModelError, NotComparableError, UsageError
 from uphold.models.batch_norm import mean_tensors
 from uphold.models.forward_order import forward_order
-from uphold.models.patch import Patch, compose, pristine_hashes, value_hash
-from uphold.models.patch_apply import apply
-from uphold.models.patch_file import load_patch
+from uphold.models.patches.apply import apply
+from uphold.models.patches.file import load_patch
+from uphold.models.patches.patch import Patch, compose, pristine_hashes, value_hash
 from uphold.repair.signatures import (
     UNRELATED,
     check_same_start,

@@ -11,8 +11,8 @@ from uphold.cli import patch_neurons, patch_signature
 from uphold.cli.arguments import JsonOutput, Quiet, share
 
 if TYPE_CHECKING:
-    from uphold.models.patch import Patch
-    from uphold.models.patch_place import Switched
+    from uphold.models.patches.patch import Patch
+    from uphold.models.patches.place import Switched
 
 app = typer.Typer(
     help="Weight changes that can be applied at any strength, added up, and taken off again byte for byte.",
@@ -61,8 +61,8 @@ def make(
 ) -> None:
     """What AFTER changed against BEFORE, as one file."""
     from uphold.cli.console import print_result, progress_to_stderr
-    from uphold.models.patch_make import make as run
-    from uphold.models.patch_text import describe_patch, patch_facts
+    from uphold.models.patches.make import make as run
+    from uphold.models.patches.text import describe_patch, patch_facts
 
     with progress_to_stderr(quiet) as progress:
         patch = run(
@@ -98,8 +98,8 @@ def apply(
     """Put patches on a model: into a copy of it, or where it lies."""
     from uphold.cli.console import progress_to_stderr
     from uphold.core.errors import UsageError
-    from uphold.models.patch_copy import apply_to_copy
-    from uphold.models.patch_place import apply_in_place
+    from uphold.models.patches.copy import apply_to_copy
+    from uphold.models.patches.place import apply_in_place
 
     if (out is None) != in_place:
         raise UsageError("say where to: --out NEW for a patched copy, or --in-place")
@@ -127,7 +127,7 @@ def remove(
     """Take patches off again, in any order. Without the last one, every byte is as before the first."""
     from uphold.cli.console import progress_to_stderr
     from uphold.core.errors import UsageError
-    from uphold.models.patch_place import remove_in_place
+    from uphold.models.patches.place import remove_in_place
 
     if bool(patches) == everything:
         raise UsageError("say which patches to take off, or --all")
@@ -146,8 +146,8 @@ def compose(
 ) -> None:
     """Add patches up to one; applied, it gives the same bits as they do together."""
     from uphold.cli.console import print_result
-    from uphold.models.patch import compose as run
-    from uphold.models.patch_text import describe_patch, patch_facts
+    from uphold.models.patches.patch import compose as run
+    from uphold.models.patches.text import describe_patch, patch_facts
 
     patch = run(_loaded(patches), _strengths(patches, strength), force=force)
     patch.save(out)
@@ -161,9 +161,9 @@ def show(
 ) -> None:
     """What a patch holds, or which patches are on a model."""
     from uphold.cli.console import print_result
-    from uphold.models.patch_file import is_patch, load_patch
-    from uphold.models.patch_place import applied_to
-    from uphold.models.patch_text import describe_entries, patch_facts, patch_table
+    from uphold.models.patches.file import is_patch, load_patch
+    from uphold.models.patches.place import applied_to
+    from uphold.models.patches.text import describe_entries, patch_facts, patch_table
 
     if is_patch(what):
         patch = load_patch(what)
@@ -179,7 +179,7 @@ app.command("neurons")(patch_neurons.neurons)
 
 
 def _loaded(paths: list[str]) -> list[Patch]:
-    from uphold.models.patch_file import load_patch
+    from uphold.models.patches.file import load_patch
 
     return [load_patch(path) for path in paths]
 
@@ -190,7 +190,7 @@ def _strengths(patches: list[str], given: list[float] | None) -> list[float] | N
 
 def _print_switched(done: Switched, as_json: bool) -> None:
     from uphold.cli.console import print_result
-    from uphold.models.patch_text import describe_switched
+    from uphold.models.patches.text import describe_switched
 
     values = {
         "path": str(done.path),

@@ -11,13 +11,13 @@ import typer
 
 from uphold.cli.arguments import JsonOutput, Quiet
 from uphold.cli.options import with_config_options
-from uphold.models.neuron_config import NeuronConfig
+from uphold.models.neurons.config import NeuronConfig
 
 if TYPE_CHECKING:
     from uphold.models.encode import Encoder
-    from uphold.models.neuron_config import Failure, Guard
-    from uphold.models.neuron_guard import Drift
-    from uphold.models.neuron_report import FailureReport, NeuronReport
+    from uphold.models.neurons.config import Failure, Guard
+    from uphold.models.neurons.guard import Drift
+    from uphold.models.neurons.report import FailureReport, NeuronReport
 
 _WINDOW = 128
 """Tokens of a text of the guard set that are read together."""
@@ -52,7 +52,7 @@ def _neurons(
     from uphold.models.adapter import is_adapted
     from uphold.models.encode import Encoder
     from uphold.models.load import check_single, load
-    from uphold.models.neuron_repair import repair_failures
+    from uphold.models.neurons.repair import repair_failures
     from uphold.models.weights import merged
 
     if out.suffix != ".safetensors":
@@ -150,7 +150,7 @@ def _lines(path: Path) -> list[str]:
 
 def _failure(encoder: Encoder, row: dict[str, Any], number: int) -> Failure:
     """Prompt and target tokenised as one text, so that the ids are those the model would see."""
-    from uphold.models.neuron_config import Failure
+    from uphold.models.neurons.config import Failure
 
     first, *others = encoder.pairs([(prompt, row["target"]) for prompt in (row["prompt"], *row.get("paraphrases", []))])
     # White space at a prompt's end belongs to the answer; a paraphrase must not change what is asked for.
@@ -169,7 +169,7 @@ def _guard(encoder: Encoder, texts: Sequence[tuple[str, str]], most: int) -> Gua
     """Targets behind their prompts, and whole texts in windows; at most `most` tokens, but one row at least."""
     from uphold.core.errors import EmptyError
     from uphold.models.encode import Encoded
-    from uphold.models.neuron_config import Guard
+    from uphold.models.neurons.config import Guard
 
     rows: list[Encoded] = []
     for prompt, target in texts:

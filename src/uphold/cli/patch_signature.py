@@ -40,7 +40,7 @@ def signature(
     counted.
     """
     from uphold.cli.console import print_result, progress_to_stderr, say
-    from uphold.models.patch_text import describe_patch, patch_facts
+    from uphold.models.patches.text import describe_patch, patch_facts
     from uphold.repair.signatures import layer_sizes
     from uphold.repair.signatures import signature as make
 

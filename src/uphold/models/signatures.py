@@ -20,7 +20,7 @@ import torch
 
 from uphold.core.errors import UsageError
 from uphold.core.storage import read_json
-from uphold.models.patch_source import Weights, WeightsLike, open_weights, weights_path
+from uphold.models.patches.source import Weights, WeightsLike, open_weights, weights_path
 
 UNTRAINED = 1e-16
 """<a, a> / <theta, theta> up to which clean training left a tensor as it was: below the rounding of float32."""

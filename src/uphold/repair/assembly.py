@@ -21,9 +21,9 @@ from uphold.core.progress import Progress, silent
 from uphold.repair.assembly_jobs import Job, read_job, train_whole
 
 if TYPE_CHECKING:
-    from uphold.models.stages import Stages
-    from uphold.models.stages_data import Examples, Objective
-    from uphold.models.stages_training import FineTuning, Training
+    from uphold.models.stages.data import Examples, Objective
+    from uphold.models.stages.stages import Stages
+    from uphold.models.stages.training import FineTuning, Training
 
 
 def train_meta(
@@ -49,7 +49,7 @@ def train_meta(
         UsageError: `out` holds another training or is in use.
         ModelError: the loss is not finite.
     """
-    from uphold.models.stages_training import Training, seeded
+    from uphold.models.stages.training import Training, seeded
 
     config = config or Training()
     start: Stages = seeded(builder, config.seed)
@@ -117,7 +117,7 @@ def fine_tune(
         UsageError: `out` holds another training or is in use.
         ModelError: the loss is not finite.
     """
-    from uphold.models.stages_training import FineTuning
+    from uphold.models.stages.training import FineTuning
 
     config = config or FineTuning()
     return train_whole(

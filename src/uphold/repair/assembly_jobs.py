@@ -26,10 +26,10 @@ from uphold.core.storage import atomic_path, read_json, writable_folder, write_j
 if TYPE_CHECKING:
     import torch
 
-    from uphold.models.stages import Stages
-    from uphold.models.stages_build import StageBuilder
-    from uphold.models.stages_data import Examples, Objective
-    from uphold.models.stages_training import Trainee, Training
+    from uphold.models.stages.build import StageBuilder
+    from uphold.models.stages.data import Examples, Objective
+    from uphold.models.stages.stages import Stages
+    from uphold.models.stages.training import Trainee, Training
 
 PAPER = "arXiv:2212.04129"
 MANIFEST, RESULT, STATE, MODULE = "manifest.json", "result.json", "state", "stage.safetensors"
@@ -61,7 +61,7 @@ class Job:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        from uphold.models.stages import tensors_hash
+        from uphold.models.stages.stages import tensors_hash
 
         path = self.folder / MODULE
         try:
@@ -127,10 +127,10 @@ def incubate(
             another job or is in use.
         ModelError: the loss is not finite.
     """
-    from uphold.models.stages import compose
-    from uphold.models.stages_boundary import check_fit, check_separable
-    from uphold.models.stages_data import Classification
-    from uphold.models.stages_training import Training, seeded, stage_seed
+    from uphold.models.stages.boundary import check_fit, check_separable
+    from uphold.models.stages.data import Classification
+    from uphold.models.stages.stages import compose
+    from uphold.models.stages.training import Training, seeded, stage_seed
 
     objective, config = objective or Classification(0.1), config or Training()
     if not 0 <= stage < meta.count:
@@ -172,8 +172,8 @@ def _train(
     from safetensors.torch import save_file
 
     from uphold.models.load import library_versions
-    from uphold.models.stages import tensors_hash
-    from uphold.models.stages_training import fit
+    from uphold.models.stages.stages import tensors_hash
+    from uphold.models.stages.training import fit
 
     started = time.monotonic()
     hybrid.model.to(config.decisive()["device"])
@@ -199,8 +199,8 @@ def hybrid_trainee(hybrid: Stages, stage: int, examples: Examples, config: Train
     """What `fit` trains: one stage of a composed model, behind what it reads where that can be kept."""
     from torch import nn
 
-    from uphold.models.stages_boundary import tail
-    from uphold.models.stages_training import Trainee, threads
+    from uphold.models.stages.boundary import tail
+    from uphold.models.stages.training import Trainee, threads
 
     parameters = hybrid.parameters(stage)
     buffers = {name: value for name, value in hybrid.tensors(stage).items() if not isinstance(value, nn.Parameter)}
@@ -217,8 +217,8 @@ def _kept(hybrid: Stages, stage: int, examples: Examples, config: Training) -> t
     """What `stage` reads of every example; None where it changes from step to step or takes too much memory."""
     import torch
 
-    from uphold.models.stages_boundary import boundaries
-    from uphold.models.stages_data import chunks
+    from uphold.models.stages.boundary import boundaries
+    from uphold.models.stages.data import chunks
 
     if stage == 0 or examples.augment is not None or config.frozen != "eval":
         return None
@@ -238,7 +238,7 @@ def _take_shared(hybrid: Stages, meta: Stages, stage: int) -> None:
 
 
 def _facts(examples: Examples, objective: Objective, config: Training) -> dict[str, Any]:
-    from uphold.models.stages_data import described
+    from uphold.models.stages.data import described
 
     return {
         "data": examples.hash,
@@ -279,8 +279,8 @@ def train_whole(
     from torch import nn
 
     from uphold.models.load import library_versions
-    from uphold.models.stages_data import Classification
-    from uphold.models.stages_training import Trainee, Training, fit
+    from uphold.models.stages.data import Classification
+    from uphold.models.stages.training import Trainee, Training, fit
 
     objective, config = objective or Classification(0.1), config or Training()
     manifest = {

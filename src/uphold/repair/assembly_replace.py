@@ -17,10 +17,10 @@ from uphold.repair.assembly_jobs import PAPER, Job, incubate
 from uphold.repair.assembly_report import Paired
 
 if TYPE_CHECKING:
-    from uphold.models.stages import Stages
-    from uphold.models.stages_build import StageBuilder
-    from uphold.models.stages_data import Examples, Objective
-    from uphold.models.stages_training import Training
+    from uphold.models.stages.build import StageBuilder
+    from uphold.models.stages.data import Examples, Objective
+    from uphold.models.stages.stages import Stages
+    from uphold.models.stages.training import Training
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def replace_stage(
         UsageError: see `incubate`; or a patch is asked for and the shapes differ.
         ModelError: the loss is not finite.
     """
-    from uphold.models.stages import compose
-    from uphold.models.stages_build import redrawn
-    from uphold.models.stages_data import Classification, correct
-    from uphold.models.stages_training import Training, seeded, stage_seed
+    from uphold.models.stages.build import redrawn
+    from uphold.models.stages.data import Classification, correct
+    from uphold.models.stages.stages import compose
+    from uphold.models.stages.training import Training, seeded, stage_seed
 
     folder = Path(out)
     make = builder or (lambda _: redrawn(deployed))
@@ -147,7 +147,7 @@ def _check_same_shapes(deployed: Stages, fresh: Stages, stage: int) -> None:
 
 
 def _patch(old: Stages, new: Stages, stage: int, comparison: Paired, folder: Path) -> Path:
-    from uphold.models.patch_make import make
+    from uphold.models.patches.make import make
 
     made = make(
         old.model,

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
 
     from uphold.core.stats import Interval
-    from uphold.models.stages import Stages
-    from uphold.models.stages_data import Examples, Objective
+    from uphold.models.stages.data import Examples, Objective
+    from uphold.models.stages.stages import Stages
 
 _CKA_ROWS = 512
 """Instances whose activations are compared at most."""
@@ -116,9 +116,9 @@ def compatibility(
         UsageError: the models are not cut alike.
     """
     from uphold.core.stats import Interval, proportion_interval
-    from uphold.models.stages import compose
-    from uphold.models.stages_boundary import boundaries
-    from uphold.models.stages_data import Classification, correct
+    from uphold.models.stages.boundary import boundaries
+    from uphold.models.stages.data import Classification, correct
+    from uphold.models.stages.stages import compose
 
     objective = objective or Classification()
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
-    from uphold.models.stages import Stages
-    from uphold.models.stages_build import StageBuilder
-    from uphold.models.stages_data import Examples, Objective
-    from uphold.models.stages_training import Training
+    from uphold.models.stages.build import StageBuilder
+    from uphold.models.stages.data import Examples, Objective
+    from uphold.models.stages.stages import Stages
+    from uphold.models.stages.training import Training
 
 ExecutorName = Literal["local", "ray"]
 POLL_S = 0.5
@@ -94,7 +94,7 @@ def incubate_all(
         UsageError: see `incubate`; or the work cannot be sent to other processes.
         ModelError: a process was lost; what was finished is kept.
     """
-    from uphold.models.stages_training import Training
+    from uphold.models.stages.training import Training
 
     if executor not in get_args(ExecutorName):
         raise unknown_name("executor", executor, get_args(ExecutorName))

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, ClassVar
 from uphold.core.errors import EmptyError, UsageError
 from uphold.core.progress import Progress, silent
 from uphold.core.registry import repair
-from uphold.models.neuron_config import NeuronConfig
+from uphold.models.neurons.config import NeuronConfig
 from uphold.repair.result import Repair
 
 if TYPE_CHECKING:
     from uphold.core.runs import RunStore
     from uphold.models.encode import Encoded
     from uphold.models.load import Loaded, ModelLike
-    from uphold.models.neuron_config import Failure, Guard
-    from uphold.models.neuron_report import NeuronReport
+    from uphold.models.neurons.config import Failure, Guard
+    from uphold.models.neurons.report import NeuronReport
     from uphold.repair.protocol import Setting
     from uphold.tasks.base import Instance, Task
 
@@ -152,9 +152,9 @@ def _make(setting: Setting, options: MintConfig, folder: Path, key: str) -> list
 
     from uphold.core.storage import write_json
     from uphold.models.adapter import base_name, is_adapted
-    from uphold.models.neuron_repair import repair_failures
-    from uphold.models.patch_apply import apply
-    from uphold.models.patch_file import save_patch
+    from uphold.models.neurons.repair import repair_failures
+    from uphold.models.patches.apply import apply
+    from uphold.models.patches.file import save_patch
     from uphold.models.weights import merged, save_weights
 
     loaded = setting.new
@@ -185,7 +185,7 @@ def _make(setting: Setting, options: MintConfig, folder: Path, key: str) -> list
 
 
 def _failures(loaded: Loaded, task: Task, instances: Sequence[Instance]) -> list[Failure]:
-    from uphold.models.neuron_config import Failure
+    from uphold.models.neurons.config import Failure
 
     return [
         Failure(tuple(row.prompt), tuple(row.answer), name=instance.id)
@@ -195,7 +195,7 @@ def _failures(loaded: Loaded, task: Task, instances: Sequence[Instance]) -> list
 
 def _guard(setting: Setting, options: MintConfig) -> Guard | None:
     """What both models have right on the validation split; None where that is nothing."""
-    from uphold.models.neuron_config import Guard
+    from uphold.models.neurons.config import Guard
     from uphold.tasks.base import required_instances
 
     right = {record.id for record in setting.validation.new.records() if record.correct}

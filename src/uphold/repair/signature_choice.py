@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from uphold.core.runs import RunStore
     from uphold.core.stats import Interval
     from uphold.models.forward_order import Unit
-    from uphold.models.patch import Patch
-    from uphold.models.patch_source import WeightsLike
+    from uphold.models.patches.patch import Patch
+    from uphold.models.patches.source import WeightsLike
     from uphold.tasks.base import Split, Task
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -246,7 +246,7 @@ def effects(
         EmptyError: a test has no instances.
         DataError: it does not answer the same number of instances with the patch.
     """
-    from uphold.models.patch_apply import apply
+    from uphold.models.patches.apply import apply
 
     before = {name: [bool(one) for one in test(model)] for name, test in tests.items()}
     with apply(model, list(patches), strengths=strengths, force=force):
@@ -275,7 +275,7 @@ def _measured(metric: Metric, model: Any) -> float:
 
 
 def _patched(model: torch.nn.Module, patch: Patch, force: bool) -> Any:
-    from uphold.models.patch_apply import apply
+    from uphold.models.patches.apply import apply
 
     return apply(model, patch, force=force)
 

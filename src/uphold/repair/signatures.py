@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import torch
 
     from uphold.models.forward_order import Unit
-    from uphold.models.patch import Patch
-    from uphold.models.patch_source import Weights, WeightsLike
+    from uphold.models.patches.patch import Patch
+    from uphold.models.patches.source import Weights, WeightsLike
     from uphold.models.signatures import Projection
 
 PAPER = "arXiv:2302.12480"
@@ -77,9 +77,9 @@ def signature(
     from contextlib import ExitStack
 
     from uphold.models.batch_norm import batch_norm_tensors
-    from uphold.models.patch import quantised
-    from uphold.models.patch_quantise import scheme
-    from uphold.models.patch_source import open_weights
+    from uphold.models.patches.patch import quantised
+    from uphold.models.patches.quantise import scheme
+    from uphold.models.patches.source import open_weights
     from uphold.models.signatures import check_same
 
     how = scheme(quantiser) if quantiser else None
@@ -317,8 +317,8 @@ def _patch(
     facts: Mapping[str, Any],
 ) -> Patch:
     from uphold.models.load import library_versions
-    from uphold.models.patch import Manifest, Patch, value_hash
-    from uphold.models.patch_delta import Delta
+    from uphold.models.patches.delta import Delta
+    from uphold.models.patches.patch import Manifest, Patch, value_hash
 
     initial, standard, robust = (three[role] for role in ("initial", "standard", "robust"))
     names = [*projections, *replacements]

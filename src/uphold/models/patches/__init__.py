@@ -1,0 +1,1 @@
+"""Patches: changes of weights with provenance, made, added up, applied, and taken off again byte for byte."""

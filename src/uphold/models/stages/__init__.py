@@ -1,0 +1,1 @@
+"""Models in stages: splitting, building, joining, and training one stage between frozen neighbours."""
