@@ -3,7 +3,8 @@
     python reproductions/24_mint.py [--seeds 0 1 2] [--failures 40] [--steps 900]
 
 A seed decides the model's weights and data order, which held-out contexts are failures, and random neurons. Every
-failure is repaired on its own, starting from the trained model; `in a row` repairs all of them in one model.
+failure is repaired on its own, starting from the trained model; `in a row` repairs all of them in one model, once with
+every repair undone that makes an earlier one wrong, once without.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import torch
-from evidence import RESULTS, Claim, use_one_thread, write_evidence
+from evidence import RESULTS, use_one_thread, write_evidence
+from mint_claims import ROW, SGD, SHORTER, STOPPED, UNPROTECTED, judge, summary
 from stdlib_lm import UNKNOWN, CodeModel, Corpus, held_out_rows, load, train
 
 from uphold.models.encode import Encoded
@@ -40,8 +41,8 @@ FREE: dict[str, Any] = {
     "total_agreement": 0.0,
 }
 """No side effect undoes a repair here: they are what is measured."""
-PROMPT, SHORTER = 40, (30, 20)
-"""Tokens of a failure's prompt, and of the shorter ones that stand for paraphrases."""
+PROMPT = 40
+"""Tokens of a failure's prompt; the shorter ones stand for paraphrases."""
 GUARD_ROWS = 48
 SETTINGS: dict[str, NeuronConfig] = {
     "f 0.01, attribution": NeuronConfig(strength=0.01, **FREE),
@@ -57,8 +58,6 @@ SETTINGS: dict[str, NeuronConfig] = {
     "ladder, divided by gain": NeuronConfig(divide_by_gain=True, **FREE),
     "additive, line search": NeuronConfig(mode="add", **FREE),
 }
-SGD, STOPPED = "SGD, 10 steps", "SGD until right"
-ROW = "in a row"
 
 
 @dataclass(frozen=True)
@@ -167,143 +166,43 @@ def run_seed(seed: int, count: int, steps: int) -> dict[str, Any]:
         for name, config in SETTINGS.items()
     }
     cases |= gradient_descent(model, failures, guard)
-    _, report = repair_failures(model, [one for _, one in failures], SETTINGS["ladder"], guard=guard, **PARTS)
     reading = read_guard(read_anatomy(model, modules="*.down", head="head"), guard)
     assert reading is not None
-    assert report.drift is not None
+    wanted = [failure for _, failure in failures]
     return {
         "nll": reading.nll,
-        "cpu_s": round(time.process_time() - started),
-        "leverage": report.leverage,
+        ROW: in_a_row(model, [wanted], guard),
+        UNPROTECTED: in_a_row(model, [[failure] for failure in wanted], guard),
         "cases": {name: [asdict(one) for one in found] for name, found in cases.items()},
-        ROW: {
-            "repaired": report.count("repaired"),
-            "still_right": sum(one.status == "repaired" and one.after.all_right for one in report.failures),
-            "failures": len(failures),
-            "nll_rise": report.drift.nll_rise,
-            "agreement": report.drift.agreement,
-        },
+        "cpu_s": round(time.process_time() - started),
     }
 
 
-def summary(cases: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """One setting over all seeds."""
-    done = [one for one in cases if one["repaired"]]
-    shallow, deep = ([one for one in cases if (one["rank"] <= 2) == near] for near in (True, False))
-
-    def share(some: Sequence[Mapping[str, Any]]) -> float:
-        return sum(one["repaired"] for one in some) / max(1, len(some))
-
-    def mean(what: str) -> float | None:
-        return fmean(one[what] for one in done) if done else None
-
+def in_a_row(model: CodeModel, calls: Sequence[Sequence[Failure]], guard: Guard) -> dict[str, float]:
+    """All failures in one model; those of one call are protected from each other."""
+    patched = deepcopy(model)
+    anatomy = read_anatomy(patched, modules="*.down", head="head")
+    before = read_guard(anatomy, guard)
+    done: list[Failure] = []
+    for failures in calls:
+        _, report = repair_failures(patched, failures, SETTINGS["ladder"], guard=guard, keep=True, **PARTS)
+        done += [one.failure for one in report.failures if one.status == "repaired"]
+    after = read_guard(anatomy, guard)
+    assert before is not None
+    assert after is not None
+    effect = drift(before, after)
+    everything = [failure for failures in calls for failure in failures]
+    right, still = (
+        sum(forced(anatomy, one.prompt, one.target).all_right for one in some) for some in (everything, done)
+    )
     return {
-        "cases": len(cases),
+        "failures": len(everything),
         "repaired": len(done),
-        "share": share(cases),
-        "share_ranked_2_3": share(shallow),
-        "share_deeper": share(deep),
-        "median_neurons": median(one["neurons"] for one in done) if done else None,
-        "nll_rise": mean("nll_rise"),
-        "agreement": mean("agreement"),
-        "shorter_before": sum(one["shorter_before"] for one in done) / max(1, len(SHORTER) * len(done)),
-        "shorter_after": sum(one["shorter_after"] for one in done) / max(1, len(SHORTER) * len(done)),
+        "still_right": still,
+        "right_at_the_end": right,
+        "nll_rise": effect.nll_rise,
+        "agreement": effect.agreement,
     }
-
-
-def judge(
-    figures: Mapping[str, Mapping[str, Any]], together: Mapping[str, list[dict[str, Any]]], rows: list[Any]
-) -> list[Claim]:
-    """The sheet's claims over all seeds."""
-
-    def times(strength: str) -> float:
-        return figures[f"{strength}, attribution"]["repaired"] / max(1, figures[f"{strength}, random"]["repaired"])
-
-    def counts(*names: str) -> str:
-        return ", ".join(f"{name}: {figures[name]['repaired']}/{figures[name]['cases']}" for name in names)
-
-    mixes = [name for name in figures if name not in (SGD, STOPPED, "additive, line search")]
-    rises = {name: figures[name]["nll_rise"] for name in mixes if figures[name]["nll_rise"] is not None}
-    worst = max(rises, key=lambda name: rises[name])
-    weak, strong = together["f 0.1, attribution"], together["f 1, attribution"]
-    both = [
-        (one["neurons"], other["neurons"])
-        for one, other in zip(weak, strong, strict=True)
-        if one["repaired"] and other["repaired"]
-    ]
-    fewer = [fmean(side) for side in zip(*both, strict=True)]
-    one, sgd, stopped, added = (figures[name] for name in ("f 1, attribution", SGD, STOPPED, "additive, line search"))
-    ratio = sgd["nll_rise"] / one["nll_rise"]
-    done, right, rise = (sum(row[what] for row in rows) for what in ("repaired", "still_right", "nll_rise"))
-    return [
-        Claim(
-            "f decides: the released 0.01 repairs at most 5%, f = 1 at least 30%",
-            counts("f 0.01, attribution", "f 1, attribution"),
-            figures["f 0.01, attribution"]["share"] <= 0.05 and one["share"] >= 0.3,
-        ),
-        Claim(
-            "located neurons repair at least 3 times as many as random ones, at f 0.3 and 1",
-            f"{times('f 0.3'):.1f} and {times('f 1'):.1f} times ({counts('f 0.3, random', 'f 1, random')})",
-            min(times("f 0.3"), times("f 1")) >= 3,
-        ),
-        Claim(
-            "and more than those that are most active",
-            counts("f 1, attribution", "f 1, activation"),
-            one["repaired"] > figures["f 1, activation"]["repaired"],
-        ),
-        Claim(
-            "a repair takes 1 to 3 neurons at f = 1 (median)",
-            f"median {one['median_neurons']:g}",
-            1 <= one["median_neurons"] <= 3,
-        ),
-        Claim(
-            "a larger f takes fewer neurons: 0.1 against 1, on what both repair",
-            f"{fewer[0]:.2f} against {fewer[1]:.2f} on {len(both)} failures",
-            fewer[1] < fewer[0],
-        ),
-        Claim(
-            "the convex mix costs less than 0.01 nats per repair, in every setting",
-            f"at most {rises[worst]:+.4f} ({worst})",
-            rises[worst] < 0.01,
-        ),
-        Claim(
-            "right tokens ranked 2nd or 3rd are repaired more often than deeper ones (f = 1)",
-            f"{one['share_ranked_2_3']:.0%} against {one['share_deeper']:.0%}",
-            one["share_ranked_2_3"] > one["share_deeper"],
-        ),
-        Claim(
-            "SGD on all down-projections repairs more, at 5 times the drift or worse",
-            f"{counts(SGD)}, {sgd['nll_rise']:+.4f} nats, {ratio:.0f} times that of f = 1",
-            sgd["repaired"] > one["repaired"] and ratio >= 5,
-        ),
-        Claim(
-            "neurons (f = 1) drift less per repair than SGD that stops at the first right token",
-            f"{one['nll_rise']:+.4f} nats ({one['share']:.0%} repaired) against {stopped['nll_rise']:+.4f} "
-            f"({stopped['share']:.0%})",
-            one["nll_rise"] < stopped["nll_rise"],
-        ),
-        Claim(
-            "the additive mode repairs more than the mix",
-            f"{counts('additive, line search', 'ladder')}, at {added['nll_rise']:+.4f} nats",
-            added["repaired"] > figures["ladder"]["repaired"],
-        ),
-        Claim(
-            "dividing by the final norm's gain repairs more",
-            counts("ladder, divided by gain", "ladder"),
-            figures["ladder, divided by gain"]["repaired"] > figures["ladder"]["repaired"],
-        ),
-        Claim(
-            "a repair carries over to shorter prompts with the same end (f = 1)",
-            f"right {one['shorter_before']:.0%} before, {one['shorter_after']:.0%} after",
-            one["shorter_after"] > one["shorter_before"] + 0.2,
-        ),
-        Claim(
-            "repairs in a row hold: at least 80% are still right at the end",
-            f"{right} of {done}, drift of a whole row {rise / len(rows):+.4f} nats",
-            right >= 0.8 * done,
-        ),
-        Claim("every repair comes off bit for bit, and failed ones leave nothing", "checked after every call", True),
-    ]
 
 
 def draw(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -351,17 +250,18 @@ def main() -> None:
             print(f"seed {seed} ({time.monotonic() - started:.0f} s): held-out loss {found['nll']:.3f}", flush=True)
     together = {name: [case for one in seeds for case in one["cases"][name]] for name in seeds[0]["cases"]}
     figures = {name: summary(cases) for name, cases in together.items()}
-    print(f"\n{'':<26}{'repaired':>10}{'per seed':>12}{'neurons':>9}{'loss change':>13}{'unchanged':>11}")
+    print(f"\n{'':<26}{'repaired':>10}{'per seed':>12}{'in budget':>11}{'neurons':>9}{'loss':>9}{'unchanged':>11}")
     for name, one in figures.items():
         each = "/".join(str(sum(case["repaired"] for case in found["cases"][name])) for found in seeds)
         one |= {"per_seed": each}
         neurons = shown(one["median_neurons"] or None, lambda value: f"{value:g}")
         rise, same = shown(one["nll_rise"], lambda v: f"{v:+.4f}"), shown(one["agreement"], lambda v: f"{v:.2%}")
-        print(f"{name:<26}{one['repaired']:>6}/{one['cases']}{each:>12}{neurons:>9}{rise:>13}{same:>11}")
-    print()
+        done, held = f"{one['repaired']}/{one['cases']}", one["within_budget"]
+        print(f"{name:<26}{done:>10}{each:>12}{held:>11}{neurons:>9}{rise:>9}{same:>11}")
+    rows = {row: [found[row] for found in seeds] for row in (ROW, UNPROTECTED)}
+    print(*(f"{row}: {one}" for row, found in rows.items() for one in found), sep="\n", end="\n\n")
     draw(figures, RESULTS / f"{NAME}.svg")
-    rows = [found[ROW] for found in seeds]
-    evidence = {**figures, ROW: rows, "held_out_nll": [found["nll"] for found in seeds]}
+    evidence = {**figures, **rows, "held_out_nll": [found["nll"] for found in seeds]}
     evidence["cpu_s"] = [found["cpu_s"] for found in seeds]
     write_evidence(NAME, PAPER, options.seeds, judge(figures, together, rows), evidence, time.monotonic() - started)
 

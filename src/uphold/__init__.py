@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uphold import merge as merge
+    from uphold import patch as patch
     from uphold import repair as repair
+    from uphold import stages as stages
     from uphold.core.errors import UpholdError as UpholdError
     from uphold.core.policy import load_policy as load_policy
     from uphold.core.runs import Run as Run
@@ -55,7 +57,7 @@ _HOMES = {
     "write_report": "uphold.report",
     "load_task": "uphold.tasks.load",
 }
-_ROOMS = ("measure", "repair", "merge", "report")
+_ROOMS = ("measure", "repair", "merge", "patch", "stages", "report")
 
 __all__ = ["__version__", *_HOMES, *_ROOMS]
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from tests.conftest import save_tiny_model
 from uphold.cli.patch_neurons import neurons
-from uphold.core.errors import CorruptError, DataError, EmptyError, UpholdError, UsageError
+from uphold.core.errors import CorruptError, DataError, EmptyError, StorageError, UpholdError, UsageError
 from uphold.models.load import load
 from uphold.models.patches.apply import apply
 from uphold.models.patches.file import load_patch
@@ -23,6 +23,10 @@ PROMPTS = ["abc1", "x=2+", "def z"]
 
 def run(*arguments: Any) -> Result:
     return CliRunner().invoke(ALONE, [*map(str, arguments), "--quiet"])
+
+
+def refuse(*_: Any) -> None:
+    raise StorageError("the disk is full")
 
 
 def lines(path: Path, *rows: Any) -> Path:
@@ -88,7 +92,20 @@ def test_nothing_repaired_is_exit_code_3(model_v1: Path, failures: Path, tmp_pat
     assert done.exit_code == 3
     assert "nothing was repaired" in done.stdout
     assert "side effects: not measured; --guard FILE" in done.stdout
-    assert not out.exists()
+    assert list(tmp_path.glob("p.*")) == []
+
+
+def test_what_was_done_is_kept_until_the_patch_is_saved(
+    model_v1: Path, failures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, arguments = tmp_path / "p.safetensors", [model_v1, "--failures", failures, "--mode", "add", "--json"]
+    with monkeypatch.context() as patched:
+        patched.setattr("uphold.models.patches.patch.Patch.save", refuse)
+        assert isinstance(run(*arguments, "--out", out).exception, StorageError)
+    assert (tmp_path / "p.safetensors.journal").is_file()
+    monkeypatch.setattr("uphold.models.neurons.repair.repair_token", lambda *_: pytest.fail("repaired again"))
+    assert run(*arguments, "--out", out).exit_code == 0
+    assert [path.name for path in tmp_path.glob("p.*")] == [out.name]
 
 
 def test_a_guard_of_texts_prompts_and_windows(model_v1: Path, failures: Path, tmp_path: Path) -> None:

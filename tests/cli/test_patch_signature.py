@@ -76,6 +76,9 @@ def test_layers_by_name_and_strength(files: list[Path], tmp_path: Path) -> None:
         assert found.exit_code == 0, found.output
         assert json.loads(found.stdout)["manifest"]["scale"] == scale
         assert load_patch(out).names == ("0.weight", "10.weight")
+        said = run(*files, "--layers", "10,", "--strength", 0.5, *options, "--out", out).stdout
+        assert f"counts {scale:g} times wherever it is applied at strength 1" in said
+        assert load_patch(out).names == ("10.weight",)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +150,20 @@ def test_made_applied_and_taken_off_as_typed(folders: list[Path], tmp_path: Path
         assert torch.equal(after.tensor("lm_head.weight"), clean.tensor("lm_head.weight"))
     typed("remove", target, "--all")
     assert {path.name: path.read_bytes() for path in target.iterdir() if path.name in before} == before
+
+
+def test_models_of_two_starts_are_remarked_upon(files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    found = run(*files, "--layers", 3, "--out", out)
+    assert (
+        "remark: in 0, 2, 10 the signature is about as large as the weights: were STANDARD and ROBUST" in found.stderr
+    )
+    with open_checkpoint(files[1]) as standard:
+        near = {name: standard.tensor(name).clone() for name in standard.infos}
+    near["0.weight"][0] += 0.1
+    save_file(near, files[2])
+    found = run(*files, "--layers", 3, "--out", out, "--quiet")
+    assert (found.exit_code, found.stderr) == (0, "")
 
 
 def test_a_standard_model_that_is_the_initial_one_is_remarked_upon(files: list[Path], tmp_path: Path) -> None:

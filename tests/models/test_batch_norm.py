@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from uphold.core.errors import EmptyError, UsageError
-from uphold.models.batch_norm import batch_norm_tensors, mean_tensors, reestimated
+from uphold.models.batch_norm import batch_norm_tensors, reestimated
 
 
 def network() -> nn.Sequential:
@@ -74,13 +74,3 @@ def test_nothing_to_estimate_is_refused() -> None:
         reestimated(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), batches(2))
     with pytest.raises(EmptyError, match="no batches"):
         reestimated(network(), [])
-
-
-def test_the_mean_over_robust_models() -> None:
-    models = [
-        {"a": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)},
-        {"a": torch.tensor([3.0, 6.0]), "n": torch.tensor(4)},
-    ]
-    found = mean_tensors(models, ["a"])
-    assert found["a"].tolist() == [2, 4]
-    assert found.keys() == {"a"}

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uphold.models.selection import EVERYTHING, NOTHING, Cut, largest
+from uphold.models.selection import EVERYTHING, NOTHING, Cut, largest, row_order
 
 
 def found(streams, counts, size):
@@ -41,3 +41,12 @@ def test_nothing_is_read_where_nothing_is_asked():
         pytest.fail("read")
 
     assert largest(passes, [[0, 5], []], 5) == [[NOTHING, EVERYTHING], []]
+
+
+@given(rows=st.integers(0, 4), columns=st.integers(0, 40), descending=st.booleans(), seed=st.integers(0, 9))
+def test_the_order_of_rows_is_a_stable_one(rows, columns, descending, seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(-4, 5, (rows, columns), generator=generator) / 4 * -1.0
+    assert torch.equal(
+        row_order(values, descending=descending), values.abs().argsort(dim=-1, stable=True, descending=descending)
+    )

@@ -9,20 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from tests.conftest import save_tiny_model
 from uphold.core.errors import ModelError, NotComparableError, UsageError
-from uphold.models.batch_norm import mean_tensors
+from uphold.models.checkpoint import open_checkpoint
 from uphold.models.forward_order import forward_order
 from uphold.models.patches.apply import apply
 from uphold.models.patches.file import load_patch
-from uphold.models.patches.patch import Patch, compose, pristine_hashes, value_hash
+from uphold.models.patches.patch import Patch, compose, pristine_hashes, scale, value_hash
 from uphold.repair.signatures import (
     UNRELATED,
     check_same_start,
     coefficients,
     factor,
+    foreign_layers,
     kept_layers,
     layer_sizes,
     restricted,
@@ -246,6 +248,26 @@ def test_sizes_of_layers(three: tuple[State, State, State], tmp_path: Path) -> N
     assert list(sizes) == ["0", "2"]
 
 
+def test_a_signature_as_large_as_the_weights_tells_of_two_starts(three: tuple[State, State, State]) -> None:
+    initial, standard, robust = three
+    assert foreign_layers(signature(*three)) == []
+    elsewhere = {**robust, "2.weight": torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(7))}
+    patch = signature(initial, standard, elsewhere)
+    assert foreign_layers(patch) == ["2"]
+    assert foreign_layers(scale(patch, 0.1)) == ["2"]
+
+
+def test_what_it_was_made_from_is_recorded(three: tuple[State, State, State], tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.safetensors" for name in ("initial", "standard", "robust")]
+    for path, state in zip(paths, three, strict=True):
+        save_file(state, path)
+    manifest = load_patch(signature(*paths, layers=1).save(tmp_path / "p.safetensors")).manifest
+    models = {"standard": {"source": manifest.source, "weights": manifest.weights}, **manifest.facts["models"]}
+    for name, path in zip(("initial", "standard", "robust"), paths, strict=True):
+        with open_checkpoint(path) as checkpoint:
+            assert models[name] == {"source": str(path), "weights": checkpoint.content_hash()}
+
+
 def test_three_models_must_have_the_kept_tensors_in_one_shape(three: tuple[State, State, State]) -> None:
     initial, standard, robust = three
     with pytest.raises(UsageError, match=r"the robust model has no tensor 0.weight, but the standard model has"):
@@ -253,7 +275,9 @@ def test_three_models_must_have_the_kept_tensors_in_one_shape(three: tuple[State
     with pytest.raises(UsageError, match=r"2.bias is \[4\] in the standard model, \[5\] in the initial model"):
         signature({**initial, "2.bias": torch.zeros(5)}, standard, robust)
     other_head = {**initial, "6.weight": torch.zeros(1000, 4), "6.bias": torch.zeros(1000)}
-    assert signature(other_head, standard, robust).id == signature(*three).id
+    found, expected = signature(other_head, standard, robust), signature(*three)
+    assert found.manifest.pristine == expected.manifest.pristine
+    assert all(torch.equal(delta.tensor(), expected.deltas[name].tensor()) for name, delta in found.deltas.items())
 
 
 def test_numbers_that_are_not_finite_are_refused(three: tuple[State, State, State]) -> None:
@@ -288,10 +312,11 @@ def test_batch_norm_is_replaced_and_its_counter_left_alone() -> None:
         assert torch.equal(state["3.running_mean"], standard["3.running_mean"])
     assert hashes(target.state_dict()) == hashes(standard)
 
-    other = signature(initial, standard, changed(initial, 3), layers=1, order=order)
+    third = changed(initial, 3)
+    other = signature(initial, standard, third, layers=1, order=order)
     with apply(target, [patch, other], coefficients([patch, other])):
-        mean = mean_tensors([robust, changed(initial, 3)], normal)
-        assert all(torch.allclose(target.state_dict()[name], value) for name, value in mean.items())
+        state = target.state_dict()
+        assert all(torch.allclose(state[name], (robust[name] + third[name]) / 2) for name in normal)
     given = {"1.running_mean": torch.full((3,), 7.0)}
     stored = signature(initial, standard, robust, layers=1, order=order, batch_norm=given)
     assert torch.equal(stored.replacements["1.running_mean"], given["1.running_mean"])

@@ -73,6 +73,7 @@ def _neurons(
         patch, report = repair_failures(loaded, wanted, config, guard=watched, journal=journal, progress=progress)
     if patch is not None:
         patch.save(out)
+    journal.unlink(missing_ok=True)
     text = "\n".join([*_table(report, loaded.tokenizer), *_side_effects(report)])
     end = f"{out}: {report.count('repaired')} of {len(wanted)} failures repaired" if patch else "nothing was repaired"
     print_result(f"{text}\n{end}", report.to_dict() | {"patch": str(out) if patch else None}, as_json)
@@ -195,13 +196,12 @@ def _table(report: NeuronReport, tokenizer: Any) -> list[str]:
             f"    before {_said(one.before.predicted, tokenizer)}, after {_said(one.after.predicted, tokenizer)}"
         )
         lines.extend(_tokens(one, tokenizer))
-        if one.status == "repaired" and not one.after.all_right:
-            lines.append("    undone by a later repair")
         if one.paraphrases is not None:
             other = one.paraphrases
             lines.append(
                 f"    paraphrases right: {other.right_before} -> {other.right_after} of {other.count}; mean rank "
-                f"of the target {other.rank_before:.1f} -> {other.rank_after:.1f}"
+                f"of the target {other.rank_before:.1f} -> {other.rank_after:.1f}, mean gap "
+                f"{other.gap_before:.3f} -> {other.gap_after:.3f}"
             )
     return lines
 

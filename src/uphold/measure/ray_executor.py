@@ -139,7 +139,7 @@ class RayExecutor:
         if find_spec("ray") is None:
             raise UsageError("the ray executor needs the package ray: pip install 'uphold[ray]'")
         self._device_map = device_map
-        self._ray, self._connected_here = _connected(address)
+        self._ray, self._connected_here = connected(address)
         self._crew = Crew(0, 0, 0)
         self._numerics: dict[str, str] = {}
         self._starting: dict[Future[Any], _Hand] = {}
@@ -323,7 +323,7 @@ class RayExecutor:
                 self._ray.kill(hand.actor)
 
 
-def _connected(address: str | None) -> tuple[Any, bool]:
+def connected(address: str | None) -> tuple[Any, bool]:
     """The module `ray`, connected, and whether it was connected here."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns where it is not set
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

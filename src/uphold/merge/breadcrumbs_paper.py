@@ -35,9 +35,11 @@ class BreadcrumbsPaper(TaskVectors):
         """The entries of middle rank in their row; equals in order of position."""
         import torch
 
+        from uphold.models.selection import row_order
+
         chosen = settings.models[model]
         if chosen["density"] >= 1:
             return change
         above, count = middle(chosen["density"], chosen["gamma"], change.shape[-1])
-        order = change.abs().argsort(dim=-1, descending=True, stable=True)
+        order = row_order(change, descending=True)
         return change.mul_(torch.zeros_like(change).scatter_(-1, order[..., above : above + count], 1.0))

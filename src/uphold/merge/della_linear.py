@@ -62,10 +62,11 @@ def keep_probability(change: torch.Tensor, density: float, epsilon: float) -> to
     """
     import torch
 
+    from uphold.models.selection import row_order
+
     columns = change.shape[-1]
     by_rank = torch.linspace(density - epsilon, density + epsilon, columns) if columns > 1 else torch.tensor([density])
-    order = change.abs().argsort(dim=-1, stable=True)
-    return torch.empty_like(change).scatter_(-1, order, by_rank.expand_as(change))
+    return torch.empty_like(change).scatter_(-1, row_order(change), by_rank.expand_as(change))
 
 
 def _check(settings: Settings, name: str) -> None:

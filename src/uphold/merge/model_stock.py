@@ -10,6 +10,7 @@ c is the mean cosine between two of the N changes, over a tensor or, with `filte
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from uphold.core.registry import merge
@@ -40,14 +41,12 @@ class ModelStock(MergeMethod):
 
     def prepare(self, view: View, settings: Settings, surveyed: object) -> Prepared:
         """The ratio t, from the cosines between the changes."""
-        import torch
-
         from uphold.models.gram import gram, row_grams
 
         count = len(settings.models)
         if settings.options["filter_wise"] and len(view.shape) > 1:
-            parts = [row_grams(chunk.changes) for chunk in view.chunks()]
-            grams = torch.cat([torch.zeros(0, count, count, dtype=torch.float64), *parts]).unsqueeze(1)
+            rows = math.prod(view.shape[:-1])
+            grams = row_grams((chunk.changes for chunk in view.chunks()), rows, count).unsqueeze(1)
         else:
             grams = gram(([one.reshape(-1) for one in chunk.changes] for chunk in view.chunks()), count)
         cosine = mean_cosine(grams)

@@ -45,8 +45,6 @@ class NuSlerp(MergeMethod):
 
     def prepare(self, view: View, settings: Settings, surveyed: object) -> Prepared:
         """The coefficients of the two models."""
-        import torch
-
         from uphold.models.gram import column_grams, gram, row_grams
         from uphold.models.spherical import PARALLEL, slerp_shares
 
@@ -66,7 +64,7 @@ class NuSlerp(MergeMethod):
             steps = max(1, math.prod(view.shape[1:-1]))
             grams = column_grams(((start // columns, pair) for start, pair in pairs()), steps)
         else:
-            grams = torch.cat([row_grams(pair) for _, pair in pairs()]).unsqueeze(1)
+            grams = row_grams((pair for _, pair in pairs()), math.prod(view.shape[:-1]), 2).unsqueeze(1)
         return Prepared(t, columns, slerp_shares(grams, t, 1 - PARALLEL))
 
     def combine(self, chunk: Chunk, settings: Settings, prepared: Prepared) -> torch.Tensor:

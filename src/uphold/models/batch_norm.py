@@ -1,13 +1,14 @@
 """Batch-norm layers of patched networks: their statistics belong to the weights before them.
 
-They are replaced by those of the robust models, not added to, and can be estimated anew on damaged data
-(arXiv:2302.12480): reset to mean 0 and variance 1, one pass, each batch of b after n images counting b / (n + b).
+They are replaced by those of the robust model, not added to (by the mean, where several patches replace them: patches
+see to that), and can be estimated anew on damaged data (arXiv:2302.12480): reset to mean 0 and variance 1, one pass,
+each batch of b after n images counting b / (n + b).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,15 +29,6 @@ def batch_norm_tensors(names: Iterable[str]) -> list[str]:
     layers = {name.removesuffix(_STATISTICS[0]) for name in known if name.rpartition(".")[2] == _STATISTICS[0]}
     wanted = {layer + tensor for layer in layers for tensor in _TENSORS}
     return [name for name in known if name in wanted]
-
-
-def mean_tensors(models: Sequence[Mapping[str, torch.Tensor]], names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The mean of each of the tensors `names` over `models`, in their dtype."""
-    found = {}
-    for name in names:
-        values = [one[name] for one in models]
-        found[name] = torch.stack([value.detach().cpu().double() for value in values]).mean(dim=0).to(values[0].dtype)
-    return found
 
 
 def reestimated(

@@ -25,6 +25,8 @@ from uphold.core.hashing import sha256_of, sha256_of_file, sha256_of_parts
 from uphold.core.storage import read_json
 from uphold.models.fingerprint import weights_hash
 
+STAGING, JOURNAL = "uphold-patches.new", "journal.json"
+"""Where patching prepares a change of a folder, and the file that is there while it takes place."""
 INDEX = "model.safetensors.index.json"
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -197,6 +199,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _open_files(path, [path])
     if not path.is_dir():
         raise ModelError(f"no weights at '{path}': expected a model folder or a .safetensors file")
+    if (path / f".{STAGING}" / JOURNAL).is_file():
+        raise ModelError(f"a change of {path} by patches was interrupted; run 'uphold patch show {path}' to finish it")
     for index in (path / INDEX, path / "pytorch_model.bin.index.json"):
         if index.is_file():
             return _open_index(path, index)

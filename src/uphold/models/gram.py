@@ -7,6 +7,7 @@ chunks nor the number of threads change a bit.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -46,15 +47,27 @@ def aligned(chunks: Iterable[Sequence[torch.Tensor]], block: int = BLOCK) -> Ite
         yield rest
 
 
-def row_grams(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def row_grams(chunks: Iterable[Sequence[torch.Tensor]], rows: int, count: int) -> torch.Tensor:
     """Inner products of K tensors, row by row.
 
     Args:
-        tensors: each of shape (rows, columns).
+        chunks: consecutive parts of all tensors, each of shape (n, columns).
+        rows: of all chunks together.
+        count: K.
 
     Returns:
         float64, shape (rows, K, K).
     """
+    # One piece of memory for all: see `_Parts`.
+    grams, first = torch.zeros(rows, count, count, dtype=torch.float64), 0
+    for tensors in chunks:
+        found = _row_grams(tensors)
+        grams[first : first + len(found)] = found
+        first += len(found)
+    return grams
+
+
+def _row_grams(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     stacked = torch.empty(len(tensors[0]), len(tensors), tensors[0].shape[1], dtype=torch.float64)
     for index, tensor in enumerate(tensors):
         stacked[:, index].copy_(tensor)
@@ -71,12 +84,12 @@ def gram(chunks: Iterable[Sequence[torch.Tensor]], count: int) -> torch.Tensor:
     Returns:
         float64, shape (K, K).
     """
-    parts = [torch.zeros(0, count, count, dtype=torch.float64)]
+    parts = _Parts(count, count)
     for tensors in aligned(chunks):
         blocks = [_blocks(tensor) for tensor in tensors]
         for start in range(0, len(blocks[0]), _AT_ONCE):
-            parts.append(row_grams([one[start : start + _AT_ONCE] for one in blocks]))
-    return _exact_sum(torch.cat(parts))
+            parts.add(_row_grams([one[start : start + _AT_ONCE] for one in blocks]))
+    return parts.sum()
 
 
 def column_grams(chunks: Iterable[tuple[int, Sequence[torch.Tensor]]], rows: int) -> torch.Tensor:
@@ -108,12 +121,10 @@ def column_grams(chunks: Iterable[tuple[int, Sequence[torch.Tensor]]], rows: int
 
 def absolute_sums(chunks: Iterable[Sequence[torch.Tensor]], count: int) -> list[float]:
     """The sum of absolute values of each of `count` tensors, read in parts of shape (n,)."""
-    parts = [torch.zeros(0, count, dtype=torch.float64)]
-    parts += [
-        torch.stack([_blocks(tensor).abs().sum(dim=1, dtype=torch.float64) for tensor in tensors], dim=1)
-        for tensors in aligned(chunks)
-    ]
-    return [float(one) for one in _exact_sum(torch.cat(parts))]
+    parts = _Parts(count)
+    for tensors in aligned(chunks):
+        parts.add(torch.stack([_blocks(tensor).abs().sum(dim=1, dtype=torch.float64) for tensor in tensors], dim=1))
+    return [float(one) for one in parts.sum()]
 
 
 def _blocks(tensor: torch.Tensor) -> torch.Tensor:
@@ -122,7 +133,22 @@ def _blocks(tensor: torch.Tensor) -> torch.Tensor:
     return (torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor).view(-1, BLOCK)
 
 
-def _exact_sum(parts: torch.Tensor) -> torch.Tensor:
-    """The sum over the first dimension, rounded once."""
-    columns = parts.flatten(1).T.tolist()
-    return torch.tensor([math.fsum(column) for column in columns], dtype=torch.float64).view(parts.shape[1:])
+class _Parts:
+    """Sums of blocks, kept as plain numbers.
+
+    Small tensors that live on between large ones that come and go keep the allocator from using their memory again:
+    gigabytes for a tensor of 256 MB.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+        self._columns: list[array[float]] = [array("d") for _ in range(math.prod(shape))]
+
+    def add(self, sums: torch.Tensor) -> None:
+        """Take the sums of several blocks: float64, shape (blocks, *shape)."""
+        for column, numbers in zip(self._columns, sums.flatten(1).T.tolist(), strict=True):
+            column.extend(numbers)
+
+    def sum(self) -> torch.Tensor:
+        """The sum over all blocks, rounded once: float64 of the shape."""
+        return torch.tensor([math.fsum(column) for column in self._columns], dtype=torch.float64).view(self.shape)

@@ -16,6 +16,7 @@ import torch
 Passes = Callable[[], Iterable[tuple[int, Sequence[torch.Tensor]]]]
 """Starts a pass: yields, in order, the offset of a chunk and the magnitudes of each stream in it, float32, 1-D."""
 _HIGH, _LOW = 1 << 15, 1 << 16
+_LARGEST = (1 << 31) - 1
 
 
 class Cut(NamedTuple):
@@ -140,3 +141,21 @@ def _run(passes: Passes, searches: Sequence[_Search]) -> None:
                 search.find_last(streams[search.stream], start)
         if all(search.last is not None for search in torn):
             break
+
+
+def row_order(values: torch.Tensor, *, descending: bool = False) -> torch.Tensor:
+    """Positions of the entries of each row by magnitude; equals in order of position.
+
+    Args:
+        values: float32, shape (rows, columns) or (columns,).
+        descending: the largest first.
+
+    Returns:
+        int64, of the same shape.
+    """
+    # Bits of non-negative floats are in the floats' order. With the position below them no two keys are equal, so that
+    # numpy's vectorised sort will do, which is three times faster than a stable one of torch.
+    bits = values.abs().view(torch.int32).to(torch.int64)
+    keys = ((_LARGEST - bits if descending else bits) << 32) | torch.arange(values.shape[-1])
+    keys.numpy().sort(axis=-1)
+    return keys.bitwise_and_(0xFFFF_FFFF)

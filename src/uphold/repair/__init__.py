@@ -3,6 +3,14 @@
 from uphold.repair.adapt import Adaptation as Adaptation
 from uphold.repair.adapt import AdaptConfig as AdaptConfig
 from uphold.repair.adapt import adapt as adapt
+from uphold.repair.assembly import assemble as assemble
+from uphold.repair.assembly import fine_tune as fine_tune
+from uphold.repair.assembly import train_meta as train_meta
+from uphold.repair.assembly_jobs import incubate as incubate
+from uphold.repair.assembly_replace import replace_stage as replace_stage
+from uphold.repair.assembly_report import compatibility as compatibility
+from uphold.repair.assembly_report import cost as cost
+from uphold.repair.assembly_workers import incubate_all as incubate_all
 from uphold.repair.bcr import BcrConfig as BcrConfig
 from uphold.repair.bcr import bcr as bcr
 from uphold.repair.bcwi import BcwiConfig as BcwiConfig
@@ -23,6 +31,8 @@ from uphold.repair.gated_fusion import GatedFusionConfig as GatedFusionConfig
 from uphold.repair.gated_fusion import gated_fusion as gated_fusion
 from uphold.repair.kd import KdConfig as KdConfig
 from uphold.repair.kd import kd as kd
+from uphold.repair.mint import MintConfig as MintConfig
+from uphold.repair.mint import mint as mint
 from uphold.repair.mixture import MixtureConfig as MixtureConfig
 from uphold.repair.mixture import mixture as mixture
 from uphold.repair.mpt import MptConfig as MptConfig
@@ -35,6 +45,8 @@ from uphold.repair.result import Repair as Repair
 from uphold.repair.result import load_repair as load_repair
 from uphold.repair.self_distillation import SelfDistillationConfig as SelfDistillationConfig
 from uphold.repair.self_distillation import self_distillation as self_distillation
+from uphold.repair.signature_choice import choose as choose_signature
+from uphold.repair.signatures import signature as signature
 from uphold.repair.soup_bcwi import SoupBcwiConfig as SoupBcwiConfig
 from uphold.repair.soup_bcwi import soup_bcwi as soup_bcwi
 from uphold.repair.uphold import UpholdConfig as UpholdConfig

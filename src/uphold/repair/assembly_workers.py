@@ -229,9 +229,9 @@ def _on_ray(orders: Sequence[Order], address: str | None, progress: Progress) ->
 
     if find_spec("ray") is None:
         raise UsageError("the ray executor needs the package ray: pip install 'uphold[ray]'")
-    from uphold.measure.ray_executor import _connected
+    from uphold.measure.ray_executor import connected
 
-    ray, here = _connected(address)
+    ray, here = connected(address)
     try:
         gpus = 1 if ray.cluster_resources().get("GPU") and orders[0].config.device in (None, "cuda") else 0
         remote = ray.remote(num_cpus=orders[0].config.threads, num_gpus=gpus, max_retries=0)(_on_worker)

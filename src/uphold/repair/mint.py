@@ -163,13 +163,9 @@ def _make(setting: Setting, options: MintConfig, folder: Path, key: str) -> list
     guard = _guard(setting, options)
     if is_adapted(loaded):
         loaded = loaded._replace(model=merged(loaded.model), files=None)
+    journal = setting.folder / JOURNAL_FILE
     patch, report = repair_failures(
-        loaded,
-        failures,
-        options.neurons,
-        guard=guard,
-        journal=setting.folder / JOURNAL_FILE,
-        progress=setting.progress,
+        loaded, failures, options.neurons, guard=guard, journal=journal, progress=setting.progress
     )
     notes = _notes(report, len(found), guard is not None, is_adapted(setting.new))
     write_json(setting.folder / REPORT_FILE, report.to_dict())
@@ -181,6 +177,7 @@ def _make(setting: Setting, options: MintConfig, folder: Path, key: str) -> list
     facts = {"method": "mint", "task": setting.task.name, "key": key, "notes": notes}
     with nullcontext() if patch is None else apply(loaded.model, patch):
         save_weights(loaded.model, loaded.tokenizer, folder, f"# MINT\n\nFor `{base_name(setting.new)}`.\n", facts)
+    journal.unlink(missing_ok=True)
     return notes
 
 
@@ -223,11 +220,10 @@ def _notes(report: NeuronReport, found: int, guarded: bool, was_adapted: bool) -
     total = len(report.failures)
     counts = {what: report.count(what) for what in ("repaired", "failed", "vetoed", "stopped", "right")}
     neurons = f", by {report.median_neurons:g} neurons each (median)" if report.median_neurons is not None else ""
-    lost = sum(one.status == "repaired" and not one.after.all_right for one in report.failures)
     notes = [
         f"{counts['repaired']} of {total} failures repaired{neurons}; {counts['failed']} could not be, "
-        f"{counts['vetoed']} were undone for what they did to the guard set, {counts['stopped']} were not tried, "
-        f"{counts['right']} were right token by token; later repairs undid {lost}"
+        f"{counts['vetoed']} were undone for what they did to others or to the guard set, {counts['stopped']} were not "
+        f"tried, {counts['right']} were right token by token"
     ]
     if found > total:
         notes.append(f"{found - total} more failures of the train split were left out: raise failures to repair them")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from uphold.core.errors import DataError, EmptyError, UsageError
 from uphold.core.progress import Progress, silent
-from uphold.repair.signatures import factor, kept_layers, restricted, signature
+from uphold.repair.signatures import kept_layers, restricted, signature
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from uphold.core.runs import RunStore
     from uphold.core.stats import Interval
     from uphold.models.forward_order import Unit
+    from uphold.models.load import ModelLike
     from uphold.models.patches.patch import Patch
     from uphold.models.patches.source import WeightsLike
     from uphold.tasks.base import Split, Task
@@ -187,6 +188,51 @@ def task_accuracy(
     return metric
 
 
+def choose_on_tasks(
+    initial: WeightsLike,
+    standard: ModelLike,
+    robust: WeightsLike,
+    task: str | Path | Task,
+    damaged: str | Path | Task,
+    *,
+    budget: float = 0.02,
+    quantiser: str = "",
+    store: RunStore | None = None,
+    progress: Progress = silent,
+) -> Choice:
+    """`choose` for language models on disk, by their mean scores on the validation splits of two tasks.
+
+    Args:
+        initial: see `signature`, as for `robust`.
+        standard: the model that is to be patched; loaded here.
+        robust: after training on damaged data.
+        task: clean prompts.
+        damaged: the same damaged.
+        budget: mean score on `task` that may be lost, in [0, 1].
+        quantiser: see `signature`.
+        store: where runs are kept; the default store where None.
+        progress: called as instances are answered and after every trial.
+
+    Raises:
+        UsageError, ModelError, DataError, EmptyError: see `choose` and `task_accuracy`.
+    """
+    from uphold.models.load import load
+
+    loaded = load(standard)
+    clean, hard = (task_accuracy(loaded.tokenizer, one, store=store, progress=progress) for one in (task, damaged))
+    return choose(
+        loaded.model,
+        initial,
+        standard,
+        robust,
+        clean=clean,
+        robustness=hard,
+        budget=budget,
+        quantiser=quantiser,
+        progress=progress,
+    )
+
+
 @dataclass(frozen=True)
 class Effect:
     """What a patch did on one set of instances."""
@@ -283,8 +329,9 @@ def _patched(model: torch.nn.Module, patch: Patch, force: bool) -> Any:
 def _at(model: torch.nn.Module, patch: Patch, strength: float, batches: list[Any] | None, force: bool) -> Patch:
     """The signature at one strength, with batch-norm statistics of the model that it makes."""
     from uphold.models.batch_norm import reestimated
+    from uphold.models.patches.patch import scale
 
-    scaled = replace(patch, manifest=replace(patch.manifest, scale=factor(strength)))
+    scaled = scale(patch, strength)
     if batches is None:
         return scaled
     with _patched(model, scaled, force):

@@ -34,6 +34,9 @@ Compat = Literal["paper", "authors"]
 UNRELATED = 0.2
 """Cosine of two signatures from which they count as alike. A hint only: see docs/methods/signatures.md for how often
 it foretold the outcome."""
+FOREIGN = 0.7
+"""|R| / |theta_standard| of a layer from which the trainings probably had two starts. Measured: 1.4 to 1.8 in the
+largest layer where they had, at most 0.44 in all reproductions."""
 
 
 def signature(
@@ -65,8 +68,8 @@ def signature(
         quantiser: `int8`, `int4`, `linear:L`, `log` or `log:L`; "" keeps float32.
         strength: alpha, by which the signature is multiplied.
         compat: `authors` multiplies by strength squared, as their code does.
-        batch_norm: what the kept batch-norm tensors are replaced by (`reestimated` of `uphold.models.batch_norm`,
-            `mean_tensors` over several robust models); the robust model's own where None.
+        batch_norm: what the kept batch-norm tensors are replaced by, such as `reestimated` of
+            `uphold.models.batch_norm` gives; the robust model's own where None.
         progress: called after every tensor.
 
     Raises:
@@ -164,6 +167,15 @@ def layer_sizes(patch: Patch) -> dict[str, float]:
         norm, length = math.hypot(*norms), math.hypot(*lengths)
         found[layer] = norm / length if length else (math.inf if norm else 0.0)
     return found
+
+
+def foreign_layers(patch: Patch) -> list[str]:
+    """The layers of a signature that are so large that its two trainings hardly had one start; see `FOREIGN`.
+
+    Raises:
+        UsageError: the patch is no signature.
+    """
+    return [layer for layer, size in layer_sizes(patch).items() if size >= FOREIGN]
 
 
 def factor(strength: float, compat: Compat = "paper") -> float:
@@ -320,7 +332,7 @@ def _patch(
     from uphold.models.patches.delta import Delta
     from uphold.models.patches.patch import Manifest, Patch, value_hash
 
-    initial, standard, robust = (three[role] for role in ("initial", "standard", "robust"))
+    initial, standard = three["initial"], three["standard"]
     names = [*projections, *replacements]
     manifest = Manifest(
         METHOD,
@@ -332,7 +344,9 @@ def _patch(
         facts={
             **facts,
             "initial": {name: value_hash(initial.tensor(name)) for name in names},
-            "robust": {"source": robust.name, "weights": robust.hash},
+            "models": {
+                role: {"source": three[role].name, "weights": three[role].hash} for role in ("initial", "robust")
+            },
             "projection": {name: _facts(found) for name, found in projections.items()},
         },
         versions=library_versions(),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,15 @@ def test_an_interrupted_call_goes_on_where_it_stopped(tmp_path: Path, monkeypatc
     assert patch is not None
     assert again is not None
     assert again.id == patch.id
-    assert not journal.exists()
+    # It stays until the patch is saved: asked once more, there is nothing left to do.
+    done.clear()
+    last, report = repair_failures(
+        model, failures, CONFIG, guard=guard, journal=journal, progress=lambda what, number, *_: done.append(number)
+    )
+    assert not done
+    assert report == expected
+    assert last is not None
+    assert last.id == patch.id
 
 
 def test_another_calls_journal_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -60,9 +69,13 @@ def test_the_key_is_of_weights_failures_options_and_guard() -> None:
     model, other = tiny("llama"), tiny("llama", tie_word_embeddings=True)
     failures = failing(model, 2)
     guard = Guard(guard_rows())
+    attention = deepcopy(model)
+    with torch.no_grad():
+        attention.model.layers[0].self_attn.q_proj.weight.add_(1)
     calls = [
         (model, failures, CONFIG, None),
         (other, failures, CONFIG, None),
+        (attention, failures, CONFIG, None),
         (model, failures[:1], CONFIG, None),
         (model, failures, NeuronConfig(), None),
         (model, failures, CONFIG, guard),

@@ -72,8 +72,7 @@ def test_the_patch_makes_the_right_token_and_comes_off_again(kind: str, state: A
         for one in report.failures:
             said = forced(read_anatomy(model), one.failure.prompt, one.failure.target)
             assert said == one.after
-            # One that comes later can undo an earlier one.
-            assert said.all_right <= (one.status == "repaired")
+            assert said.all_right or one.status not in ("repaired", "right")
         after = dict(model.state_dict())
         assert all(torch.equal(after[name], before[name]) for name in untouched)
         # Only the neurons of the edit list differ: columns, or rows of a Conv1D.
@@ -261,7 +260,25 @@ def test_a_check_undoes_what_it_does_not_pass(state: Any) -> None:
         repair_failures(model, failures, guard=Guard(check=lambda _: False))
 
 
-def test_paraphrases_and_later_repairs_are_reported(state: Any) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_repair_that_makes_another_failure_wrong_is_undone(rank: int, state: Any) -> None:
+    model = state(tiny("llama"))
+    # One prompt cannot be continued in two ways.
+    first, other = (failing(model, rank=one)[0] for one in (rank, 2))
+    config = NeuronConfig(mode="add")
+    alone, _ = repair_failures(model, [first], config)
+    patch, report = repair_failures(model, [first, other], config)
+    assert [one.status for one in report.failures] == ["right" if rank == 0 else "repaired", "vetoed"]
+    assert report.failures[1].reason == "it makes failure 0 wrong"
+    assert report.failures[0].after.all_right
+    assert (patch is None) == (alone is None) == (rank == 0)
+    if patch is not None and alone is not None:
+        assert patch.names == alone.names
+        assert all(torch.equal(patch.deltas[name].tensor(), alone.deltas[name].tensor()) for name in patch.names)
+    assert repair_failures(model, [other], config)[1].count("repaired") == 1
+
+
+def test_paraphrases_are_reported(state: Any) -> None:
     model = state(tiny("llama"))
     [failure] = failing(model)
     near, far = failure.prompt[1:], tuple(reversed(failure.prompt))
@@ -273,6 +290,9 @@ def test_paraphrases_and_later_repairs_are_reported(state: Any) -> None:
     assert others is not None
     assert others.count == 3
     assert others.right_after >= 1 > others.right_before
+    # The first is the very prompt.
+    assert 0 <= others.rank_after < others.rank_before
+    assert others.gap_before >= one.before.gap / 3 > 0
     assert report.to_dict()["failures"][0]["paraphrases"]["count"] == 3
 
 
@@ -284,6 +304,8 @@ def test_ids_beyond_the_tokenizer_are_never_predicted(state: Any) -> None:
     target = int(row[:vocabulary].argmax())
     _, report = repair_failures(model, [Failure((5, 9, 17), (target,))], vocabulary=vocabulary)
     assert report.failures[0].status == "right"
+    with pytest.raises(UsageError, match="from 0 to 39, found -1"):
+        repair_failures(model, [Failure((5, -1), (3,))], vocabulary=vocabulary)
     with pytest.raises(UsageError, match="from 0 to 39, found 41"):
         repair_failures(model, [Failure((5, 41), (3,))], vocabulary=vocabulary)
 

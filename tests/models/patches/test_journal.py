@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.models.patches.patched import change, copy, hashes, network_file, sharded
-from uphold.core.errors import CorruptError, StorageError
+from uphold.core.errors import CorruptError, ModelError, StorageError
+from uphold.models.checkpoint import open_checkpoint
 from uphold.models.patches.journal import Place, changing, settle
 from uphold.models.patches.place import applied_to, apply_in_place, remove_in_place
 
@@ -69,6 +70,8 @@ def test_a_journal_that_is_not_ours_is_left_alone(tmp_path: Path, content: str) 
         settle(Place(model.resolve()))
     assert "\n" not in str(caught.value)
     assert hashes(tmp_path) == before
+    with pytest.raises(ModelError, match="interrupted; run 'uphold patch show "):
+        open_checkpoint(model)
 
 
 def test_an_exception_before_the_commit_leaves_nothing(tmp_path: Path) -> None:

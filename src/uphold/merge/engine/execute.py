@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ from uphold.models.checkpoint import DTYPE_NAMES, bytes_of
 
 MEMORY = 400_000_000
 """Bytes that all threads together may work in; one thread takes what it needs."""
+_BEHIND = 4
+"""Tensors that may wait for their hash: beyond them a thread that merges hashes by itself."""
 
 
 class Sink(Protocol):
@@ -43,6 +45,8 @@ class Outcome:
     diagnoses: dict[str, TensorDiagnosis] = field(default_factory=dict)
     odd: list[str] = field(default_factory=list)
     """Tensors with values that are no finite numbers."""
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the method remarks on a tensor: `notes` of what its `prepare` returns."""
 
     def content_hash(self) -> str:
         """What `uphold.models.fingerprint.weights_hash` says of the result."""
@@ -50,12 +54,28 @@ class Outcome:
 
 
 class InputHashes:
-    """Hashes of the inputs' tensors, taken while they are in memory anyway."""
+    """Hashes of the inputs' tensors, taken while they are in memory anyway; good for several merges of one process."""
 
     def __init__(self) -> None:
         """Nothing is hashed yet."""
-        self._found: dict[tuple[str, str], str] = {}
+        self._found: dict[tuple[str, int, int, str], str] = {}
         self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: set[Future[str]] = set()
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Hash in a thread beside those that merge, as long as it keeps up with them."""
+        with ThreadPoolExecutor(1, thread_name_prefix="uphold-hash") as pool:
+            self._pool = pool
+            try:
+                yield
+                for future in self._running:
+                    future.result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+                self._pool = None
+                self._running = set()
 
     def take(self, source: Source) -> None:
         """Hash all that a source reads, unless that was done."""
@@ -63,7 +83,8 @@ class InputHashes:
         if isinstance(source, Permuted):
             stored = [source.own, *(other for other, _ in source.others)]
         for one in stored:
-            self._hash(one.model, one.name)
+            if not self._handed_over(one):
+                self._hash(one.model, one.name)
 
     def of(self, model: Input) -> str:
         """The hash of all weights of a model; reads what no one has read yet."""
@@ -77,8 +98,20 @@ class InputHashes:
             )
         )
 
+    def _handed_over(self, one: Stored) -> bool:
+        with self._lock:
+            self._running = {future for future in self._running if not future.done() or future.exception()}
+            if self._pool is None or len(self._running) >= _BEHIND:
+                return False
+            self._running.add(self._pool.submit(self._hash, one.model, one.name))
+            return True
+
     def _hash(self, model: Input, name: str) -> str:
-        key = (model.name, name)
+        info = model.checkpoint.infos[name]
+        if info.start < 0:
+            return ""  # what torch wrote is hashed file by file
+        status = info.file.stat()
+        key = (str(info.file), status.st_size, status.st_mtime_ns, name)
         with self._lock:
             known = self._found.get(key)
         if known is None:
@@ -124,7 +157,7 @@ def execute(
         sink: where values go.
         threads: tensors that are merged at the same time, >= 1.
         size: elements in a chunk.
-        hashes: filled with the hashes of the inputs, where given.
+        hashes: filled with the hashes of the inputs, where given, in a thread of its own beside several others.
         diagnostics: whether to compare the models, and the result with them.
         progress: called after every tensor.
 
@@ -133,7 +166,8 @@ def execute(
         UpholdError: whatever the method refuses.
     """
     run = _Run(plan, sink, size, hashes, diagnostics)
-    with _one_thread_each():
+    beside = hashes.beside() if hashes is not None and threads > 1 else nullcontext()
+    with _one_thread_each(), beside:
         run.surveyed = plan.method.survey(_views(plan, size, progress))
         pool = ThreadPoolExecutor(threads, thread_name_prefix="uphold-merge")
         try:
@@ -225,6 +259,9 @@ class _Run:
         method = self.plan.method
         view = TensorView(tensor, method.unit, self.plan.recipe.random_seed, self.size)
         prepared = method.prepare(view, tensor.settings, self.surveyed)
+        if notes := getattr(prepared, "notes", ()):
+            with self.lock:
+                self.outcome.notes[tensor.name] = tuple(notes)
         for chunk in view.chunks():
             values = method.combine(chunk, tensor.settings, prepared)
             if values.shape != chunk.models[0].shape or not values.is_floating_point():

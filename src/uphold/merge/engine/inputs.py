@@ -18,7 +18,7 @@ from uphold.models.fingerprint import weights_hash
 from uphold.models.load import ADAPTER_FACTS
 from uphold.models.reference import ModelFiles, find_model
 
-_WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def open_input(reference: str) -> Input:
     if is_endpoint(reference):
         raise UsageError(f"'{reference}' is an endpoint: there are no weights to merge")
     path = Path(reference).expanduser()
-    if path.suffix in _WEIGHT_FILES and path.is_file():
+    if path.suffix in WEIGHT_FILES and path.is_file():
         return Input(reference, open_checkpoint(path))
     files = find_model(reference)
     if files.pair is not None:

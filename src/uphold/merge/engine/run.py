@@ -28,6 +28,8 @@ from uphold.models.fingerprint import weights_hash
 from uphold.models.vocabulary import BASE, UNION, Member, Vocabulary, Wish, build_vocabulary
 
 DIAGNOSTICS = "diagnostics.json"
+_REMARKS = 10
+"""Of a method, that are told."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def merge(
     shard_size: int = SHARD_SIZE,
     diagnostics: bool = False,
     force: bool = False,
+    hashes: InputHashes | None = None,
+    search: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Merge:
     """Merge models as a recipe says, into a folder that transformers can load.
@@ -128,6 +132,8 @@ def merge(
         shard_size: bytes in one file of weights.
         diagnostics: compare the models tensor by tensor, and write `diagnostics.json`.
         force: merge models whose configs say that their weights do not mean the same.
+        hashes: of inputs that an earlier merge has read; filled with those of this one.
+        search: how the recipe's values were found, for `uphold-merge.json`.
         progress: called after every tensor.
 
     Raises:
@@ -139,12 +145,16 @@ def merge(
     started = time.monotonic()
     folder = Path(out)
     loaded = load_recipe(recipe)
+    hashes = hashes or InputHashes()
+    extra = {} if search is None else {"search": dict(search)}
     with prepared(loaded, force) as (plan, inputs):
-        _check_folder(folder, inputs)
-        known = _reused(folder, plan, inputs, diagnostics)
+        check_folder(folder, inputs)
+        known = _reused(folder, plan, facts_of(inputs, hashes), diagnostics) if (folder / FACTS).is_file() else None
         if known is not None:
+            if {**known, **extra} != known:
+                known = {**known, **extra}
+                write_json(folder / FACTS, known)
             return Merge(folder, known, time.monotonic() - started, True, _read_diagnostics(folder, diagnostics))
-        hashes = InputHashes()
         tensors = {one.name: (one.dtype, one.shape) for one in plan.tensors}
         tied = dict(plan.donor.checkpoint.tied)
         with CheckpointWriter(folder, tensors, shard_size=shard_size, metadata=tied) as writer:
@@ -156,8 +166,9 @@ def merge(
                 diagnostics=diagnostics,
                 progress=progress,
             )
-            warnings = [*plan.warnings, *_odd(outcome)]
+            warnings = [*plan.warnings, *_remarks(plan, outcome), *_odd(outcome)]
             facts = provenance(plan, facts_of(inputs, hashes), outcome.content_hash(), warnings, writer.shards)
+            facts |= extra
             write_companions(plan, list(inputs.values()), writer.folder)
             write_facts(plan, facts, writer.folder)
             found = {name: one.to_dict() for name, one in sorted(outcome.diagnoses.items())}
@@ -251,8 +262,12 @@ def _wish(source: Any, force: bool) -> Wish:
     return Wish(source.model, source.token if source.token is not None else source.token_id, False, force)
 
 
-def _check_folder(out: Path, inputs: Mapping[str, Input]) -> None:
-    """Refuse to replace what is no merge, or a model that is about to be read."""
+def check_folder(out: Path, inputs: Mapping[str, Input]) -> None:
+    """Refuse to replace what is no merge, or a model that is about to be read.
+
+    Raises:
+        StorageError: `out` is one of the two, or a file.
+    """
     place = out.resolve()
     for one in inputs.values():
         for used in (one.checkpoint.path, one.folder, one.adapter.path if one.adapter is not None else None):
@@ -264,12 +279,11 @@ def _check_folder(out: Path, inputs: Mapping[str, Input]) -> None:
         raise StorageError(f"{out} is not empty and holds no merge; give --out a new folder")
 
 
-def _reused(out: Path, plan: Plan, inputs: Mapping[str, Input], diagnostics: bool) -> dict[str, Any] | None:
-    if not (out / FACTS).is_file() or (diagnostics and not (out / DIAGNOSTICS).is_file()):
+def _reused(out: Path, plan: Plan, inputs: list[dict[str, Any]], diagnostics: bool) -> dict[str, Any] | None:
+    if diagnostics and not (out / DIAGNOSTICS).is_file():
         return None
-    key = key_of(plan.recipe, facts_of(inputs, InputHashes()))
     try:
-        known = finished(out, key)
+        known = finished(out, key_of(plan.recipe, inputs))
         return known if known is not None and weights_hash(out) == known.get("weights") else None
     except (CorruptError, ModelError):
         return None  # what is damaged is made again
@@ -277,6 +291,14 @@ def _reused(out: Path, plan: Plan, inputs: Mapping[str, Input], diagnostics: boo
 
 def _read_diagnostics(out: Path, wanted: bool) -> dict[str, Any] | None:
     return dict(read_json(out / DIAGNOSTICS)) if wanted else None
+
+
+def _remarks(plan: Plan, outcome: Outcome) -> list[str]:
+    """What the method remarked, in the order of the tensors; of many remarks the first."""
+    found = [note for tensor in plan.tensors for note in outcome.notes.get(tensor.name, ())]
+    rest = len(found) - _REMARKS
+    more = [f"and {rest} more remarks of '{plan.recipe.merge_method}' such as these"] if rest > 0 else []
+    return [*found[:_REMARKS], *more]
 
 
 def _odd(outcome: Outcome) -> list[str]:

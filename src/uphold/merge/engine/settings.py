@@ -105,11 +105,21 @@ def _value(method: str, parameter: Parameter, place: Place, scopes: Sequence[Sco
             f"'{method}' needs the parameter '{parameter.name}'{where} for {place.name}: "
             f"write '{parameter.name}:' under the {'model' if model else 'recipe'}'s parameters"
         )
-    return _typed(parameter, found, place)
+    return typed(parameter, found, f"for {place.name}")
 
 
-def _typed(parameter: Parameter, value: Any, place: Place) -> Any:
-    where = f"the parameter '{parameter.name}' for {place.name}"
+def typed(parameter: Parameter, value: Any, where: str) -> Any:
+    """A value as its method takes it.
+
+    Args:
+        parameter: what it is of.
+        value: as the recipe has it.
+        where: what messages add to the parameter's name.
+
+    Raises:
+        DataError: it is of the wrong type or out of range.
+    """
+    where = f"the parameter '{parameter.name}' {where}"
     default = parameter.default
     if isinstance(default, bool):
         if value not in (0, 1):

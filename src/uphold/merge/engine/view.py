@@ -14,7 +14,7 @@ from uphold.merge.protocol import Chunk, Unit
 if TYPE_CHECKING:
     import numpy as np
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 """Elements of one tensor that are worked on at once."""
 
 

@@ -55,9 +55,9 @@ class SemanticBasis:
         self.leverage: float = float(torch.cholesky_solve(gram, self._factor).trace())
         """Trace of the hat matrix W_U B^T, the rank of W_U: d, unless it is deficient."""
 
-    def rows(self, tokens: Sequence[int] | slice) -> torch.Tensor:
+    def rows(self, tokens: Sequence[int]) -> torch.Tensor:
         """B of some tokens, shape (n, d), in float64 on the CPU."""
-        chosen = self._head[tokens if isinstance(tokens, slice) else list(tokens)].double().cpu()
+        chosen = self._head[list(tokens)].double().cpu()
         found: torch.Tensor = torch.cholesky_solve(chosen.T, self._factor).T
         return found
 

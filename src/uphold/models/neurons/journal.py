@@ -83,14 +83,11 @@ class Journal:
             raise CorruptError(f"{self.path} is not a whole journal ({error}); remove it to start anew") from error
         return tried, edits
 
-    def remove(self) -> None:
-        """The call is finished."""
-        self.path.unlink(missing_ok=True)
-
 
 def journal_key(anatomy: Anatomy, failures: Sequence[Failure], config: NeuronConfig, guard: Guard | None) -> str:
-    """Hash of everything that decides the edits, but for the guard's check and the layers that cannot be edited."""
-    weights = {down.name: value_hash(down.module.weight) for down in anatomy.downs}
+    """Hash of everything that decides the edits, all weights of the model included, but for the guard's check."""
+    model = anatomy.model
+    weights = {name: value_hash(value) for name, value in (*model.named_parameters(), *model.named_buffers())}
     rows = [] if guard is None else [[row.prompt, row.answer] for row in guard.rows]
     head = value_hash(anatomy.head)
     return sha256_of([weights, head, anatomy.vocabulary, [asdict(one) for one in failures], asdict(config), rows])

@@ -3,7 +3,8 @@
 Gu et al., "Neuron Patching: Semantic-based Neuron-level Language Model Repair for Code Generation", arXiv:2312.05356.
 
 Each failure is a transaction: its wrong tokens are repaired one after the other, the guard set is read, and either all
-of its edits stay or none. Failures accumulate in the model; what comes out is one patch.
+of its edits stay or none. A repair that makes another of the failures wrong that was right is undone as well. Repairs
+accumulate in the model; what comes out is one patch.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def repair_failures(
         head: path of the output projection, where the model does not say.
         norm: path of the last norm, where it is not found; used with `divide_by_gain` only.
         keep: leave the repairs in the model.
-        journal: a file that holds what was done so far; the same call goes on from it. It is removed at the end.
+        journal: a file that holds what was done so far, written after every failure; the same call goes on from it.
+            Remove it when the patch is saved.
         progress: called after every failure.
 
     Returns:
@@ -93,8 +95,6 @@ def repair_failures(
         patch = neuron_patch(ledger.edits, failures, report, chosen, loaded)
         if not keep:
             ledger.rollback()
-        if kept is not None:
-            kept.remove()
     return patch, report
 
 
@@ -128,7 +128,8 @@ class _Work:
                 mark = self.ledger.mark()
                 one = self._repair(number, failure)
                 if one.status == "repaired":
-                    one, now = self._guarded(one, mark, pristine, now)
+                    right = [other for other, its in zip(failures, tried, strict=False) if its.holds]
+                    one, now = self._guarded(one, mark, right, pristine, now)
             tried.append(one)
             if journal is not None:
                 journal.save(tried, self.ledger.edits)
@@ -215,10 +216,22 @@ class _Work:
         return found
 
     def _guarded(
-        self, one: Tried, mark: int, pristine: Reading | None, now: Reading | None
+        self, one: Tried, mark: int, right: Sequence[Failure], pristine: Reading | None, now: Reading | None
     ) -> tuple[Tried, Reading | None]:
-        """Keep a repair or undo it, by what it did elsewhere; with the reading that counts from now on."""
+        """Keep a repair or undo it, by what it did elsewhere; with the reading that counts from now on.
+
+        Args:
+            one: the repair.
+            mark: where its edits begin.
+            right: failures before it that are right without it.
+            pristine: of the guard set by the model as it was.
+            now: the same by the model before this repair.
+        """
         config = self.config
+        broken = next((other for other in right if not self._forced(other).all_right), None)
+        if broken is not None:
+            self.ledger.rollback(mark)
+            return replace(one, status="vetoed", reason=f"it makes {broken.name or 'an earlier failure'} wrong"), now
         after = self._read()
         own: Drift | None = None
         reason = over = ""
@@ -250,6 +263,8 @@ class _Work:
             sum(one.all_right for one in after),
             sum(one.rank for one in before) / len(before),
             sum(one.rank for one in after) / len(after),
+            sum(one.gap for one in before) / len(before),
+            sum(one.gap for one in after) / len(after),
         )
 
 
@@ -258,10 +273,10 @@ def _check(failures: Sequence[Failure], guard: Guard | None, anatomy: Anatomy) -
         raise EmptyError("there are no failures to repair: give at least one prompt with its right continuation")
     rows = [ids for one in failures for ids in (one.prompt, one.target, *one.paraphrases)]
     rows += [tuple(ids) for row in (guard.rows if guard else ()) for ids in (row.prompt, row.answer)]
-    worst = max(max(row, default=0) for row in rows)
-    if worst >= anatomy.vocabulary or min(min(row, default=0) for row in rows) < 0:
+    unknown = [one for row in rows for one in row if not 0 <= one < anatomy.vocabulary]
+    if unknown:
         raise UsageError(
-            f"token ids must be from 0 to {anatomy.vocabulary - 1}, found {worst}: they are of another tokenizer"
+            f"token ids must be from 0 to {anatomy.vocabulary - 1}, found {unknown[0]}: they are of another tokenizer"
         )
 
 

@@ -11,7 +11,7 @@ from uphold.models.neurons.guard import Drift, Forced
 
 Status = Literal["right", "repaired", "failed", "vetoed", "stopped"]
 """Nothing was wrong; all tokens are right now; some token could not be repaired; undone because of what it did
-elsewhere; not tried, since all repairs together had done too much."""
+elsewhere, to another failure or to the guard set; not tried, since all repairs together had done too much."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Tried:
     stop: str = ""
     """Why no more failures are tried."""
 
+    @property
+    def holds(self) -> bool:
+        """Whether all its tokens are right now; later repairs may not change that."""
+        return self.status in ("right", "repaired")
+
 
 @dataclass(frozen=True)
 class Paraphrases:
@@ -61,6 +66,9 @@ class Paraphrases:
     rank_before: float
     """Mean rank of the right token; 0 is the likeliest."""
     rank_after: float
+    gap_before: float
+    """Mean of max P - P(right token)."""
+    gap_after: float
 
 
 @dataclass(frozen=True)
@@ -74,11 +82,11 @@ class FailureReport:
     before: Forced
     """By the model as it was before any repair."""
     after: Forced
-    """By the model with all repairs: one that came later can have undone this one."""
+    """By the model with all repairs."""
     paraphrases: Paraphrases | None
     """None where there are none."""
     drift: Drift | None
-    """What this repair alone did to the guard set, also where it was undone; None where it was not measured."""
+    """What this repair alone did to the guard set, also where it was undone for that; None where not measured."""
     reason: str
     """Why it failed, was undone, or was not tried."""
 

@@ -18,9 +18,8 @@ from pathlib import Path
 
 from uphold.core.errors import CorruptError, StorageError, UsageError
 from uphold.core.storage import disk_errors, read_json, write_json
-from uphold.models.checkpoint import INDEX
+from uphold.models.checkpoint import INDEX, JOURNAL, STAGING
 
-_JOURNAL = "journal.json"
 _NEW, _STATE, _HELD = "new", "state", "held"
 
 
@@ -44,7 +43,7 @@ class Place:
     @property
     def staging(self) -> Path:
         """New files until they take their places."""
-        return self.folder / f".{self._prefix}uphold-patches.new"
+        return self.folder / f".{self._prefix}{STAGING}"
 
     @property
     def _prefix(self) -> str:
@@ -77,7 +76,7 @@ class Staging:
                 sync(Path(folder) / name)
             sync(Path(folder))
         journal = {"files": sorted(names), "state": self.state.is_dir()}
-        write_json(self.place.staging / _JOURNAL, journal)
+        write_json(self.place.staging / JOURNAL, journal)
         sync(self.place.staging)
         sync(self.place.folder)
         recover(self.place)
@@ -100,7 +99,7 @@ def changing(place: Place) -> Iterator[Staging]:
                 yield Staging(place)
             finally:
                 # A journal is left for the next call, which then finishes what this one could not.
-                if not (place.staging / _JOURNAL).exists():
+                if not (place.staging / JOURNAL).exists():
                     shutil.rmtree(place.staging, ignore_errors=True)
 
 
@@ -118,7 +117,7 @@ def settle(place: Place) -> None:
 
 def recover(place: Place) -> None:
     """What `settle` does, for who is alone already. Every step may be done again after a kill."""
-    journal = place.staging / _JOURNAL
+    journal = place.staging / JOURNAL
     if journal.is_file():
         names, state = _read(journal)
         _switch_files(place, names)
