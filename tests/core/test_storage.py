@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,30 @@ def test_a_folder_is_as_it_was_when_the_block_raises(tmp_path: Path) -> None:
 
     assert names(path) == ["old.txt"]
     assert names(tmp_path) == ["folder"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "fo[l]der"
+    script = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from uphold.core.storage import atomic_folder\n"
+        f"with atomic_folder(Path({str(path)!r})) as temporary:\n"
+        "    (temporary / 'new.txt').write_text('half')\n"
+        "    print(temporary, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    left = Path(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip())
+    assert left.is_dir()
+    os.utime(left, (0, 0))
+
+    with atomic_folder(path) as temporary:
+        assert not left.exists()
+        os.utime(temporary, (0, 0))
+        with atomic_folder(path):
+            assert temporary.exists()
+
+    assert names(tmp_path) == ["fo[l]der"]
 
 
 def test_a_refused_rename_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

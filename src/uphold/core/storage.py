@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from uphold.core.errors import CorruptError, DataError, StorageError
+
+_YOUNG = 2.0
+"""Seconds."""
 
 
 @contextlib.contextmanager
@@ -65,22 +71,54 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes the place of `path` when the block succeeds."""
+    """Yield a temporary folder beside `path`; it takes the place of `path` when the block succeeds.
+
+    What a killed process left of an earlier try is removed first.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        _clear_abandoned(path)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path)))
         os.chmod(temporary, 0o755)
         try:
-            yield temporary
-            if path.exists():
-                previous = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-                os.replace(path, previous / path.name)
-                os.replace(temporary, path)
-                shutil.rmtree(previous, ignore_errors=True)
-            else:
-                os.replace(temporary, path)
+            with contextlib.ExitStack() as lock:
+                # Where a file system has no locks, what a killed process leaves is left.
+                with contextlib.suppress(OSError):
+                    lock.enter_context(_locked(temporary))
+                yield temporary
+                if path.exists():
+                    previous = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+                    os.replace(path, previous / path.name)
+                    os.replace(temporary, path)
+                    shutil.rmtree(previous, ignore_errors=True)
+                else:
+                    os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.unfinished."
+
+
+def _clear_abandoned(path: Path) -> None:
+    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
+        # A folder that was made a moment ago may not be locked yet.
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _YOUNG:
+                with _locked(left):
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A lock that ends with the process. Raises `OSError` where another process has it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def unreadable(error: OSError) -> None:

@@ -45,7 +45,6 @@ from uphold.repair.result import Repair as Repair
 from uphold.repair.result import load_repair as load_repair
 from uphold.repair.self_distillation import SelfDistillationConfig as SelfDistillationConfig
 from uphold.repair.self_distillation import self_distillation as self_distillation
-from uphold.repair.signature_choice import choose as choose_signature
 from uphold.repair.signatures import signature as signature
 from uphold.repair.soup_bcwi import SoupBcwiConfig as SoupBcwiConfig
 from uphold.repair.soup_bcwi import soup_bcwi as soup_bcwi

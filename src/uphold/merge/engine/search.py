@@ -115,14 +115,14 @@ def search(
     hashes = InputHashes()
     with prepared(candidates[0][1], force) as (_, inputs):
         check_folder(folder, inputs)
-        facts = [nameless({**one, "name": one["model"], "model": None}) for one in facts_of(inputs, hashes)]
+        facts = facts_of(inputs, hashes)
     batches = batching or Batching()
     about = [task_fingerprint(task, "validation") for task in asked]
     context = sha256_of([version("uphold"), facts, about, nameless(fingerprint_of(who)), seed, batches.tokens])
     key = sha256_of([context, [one.to_dict() for _, one in candidates]])
     found = _finished(folder, key)
     how: dict[str, Any] = {"threads": threads, "shard_size": shard_size, "force": force, "hashes": hashes}
-    scratch = folder.absolute().parent / f".{folder.name}.search"
+    scratch = folder.resolve().parent / f".{folder.resolve().name}.search"
     if found is None:
         work = _Search(candidates, _Asking(asked, who, batches, seed, store, executor, tally), scratch, how, progress)
         trials = work.run(context, key)
@@ -264,13 +264,8 @@ class _Search:
         how: dict[str, Any],
         progress: Progress,
     ) -> None:
-        self.candidates, self.asking, self.scratch, self.how, self.progress = (
-            candidates,
-            asking,
-            scratch,
-            how,
-            progress,
-        )
+        self.candidates, self.asking, self.scratch = candidates, asking, scratch
+        self.how, self.progress = how, progress
 
     def run(self, context: str, key: str) -> list[Trial]:
         """Score every candidate, or find that it was scored; what is finished is written down at once."""
@@ -321,15 +316,12 @@ def _called(progress: Progress, name: str) -> Progress:
 
 def _summed(progress: Progress, label: str, before: int, total: int) -> Progress:
     """One line for all jobs of a model: each of them counts from where the one before it ended."""
-    ended, last = before, 0
+    ended = before
 
     def summed(what: str, done: int, of: int, note: str = "") -> None:
-        nonlocal ended, last
-        if done < last:
-            last = 0
+        nonlocal ended
         progress(label, min(total, ended + done), total, note)
-        last = done
         if done >= of:
-            ended, last = ended + of, 0
+            ended += of
 
     return summed
