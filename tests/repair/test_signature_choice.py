@@ -19,7 +19,16 @@ from uphold.models.load import load
 from uphold.models.patches.apply import apply
 from uphold.models.patches.file import load_patch
 from uphold.models.patches.patch import Patch, pristine_hashes
-from uphold.repair.signature_choice import Effect, Trial, best, choose, effects, task_accuracy
+from uphold.repair.signature_choice import (
+    STRENGTHS,
+    Effect,
+    Trial,
+    best,
+    choose,
+    choose_on_tasks,
+    effects,
+    task_accuracy,
+)
 from uphold.repair.signatures import signature
 
 State = dict[str, torch.Tensor]
@@ -148,6 +157,12 @@ def test_a_later_model_is_patched_when_forced() -> None:
     assert choose(later, *three, force=True, **options).trials[0].robust == pytest.approx(0.75)
 
 
+def test_trials_read_as_words() -> None:
+    assert str(Trial(1, 0.5, 0.9, 0.25)) == "1 layer, strength 0.5: clean 90.00%, robust 25.00%"
+    assert str(Trial(2, 1.0, 1.0, 0.0)) == "2 layers, strength 1: clean 100.00%, robust 0.00%"
+    assert str(Trial(0, 0.0, 0.5, 0.5)) == "unpatched: clean 50.00%, robust 50.00%"
+
+
 def test_a_metric_that_fails_leaves_the_model_as_it_was() -> None:
     net, calls = chain(STANDARD), []
 
@@ -255,6 +270,38 @@ def test_a_language_model_on_tasks(model_v1: Path, model_v2: Path, tmp_path: Pat
     assert [one.layers for one in found.trials] == [1, 2]
     assert 0 <= found.before.clean == found.before.robust <= 1
     assert metric(loaded.model) == found.before.clean
+
+
+def test_a_choice_on_tasks_is_that_of_their_metrics(
+    model_v1: Path, model_v2: Path, tmp_path: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, calls = load(model_v1), []
+    clean, hard = (write_task(_folder(tmp_path / name), 24, name=name) for name in ("clean", "hard"))
+    robust = _moved(loaded.model)
+    options: Any = {"budget": 1.0, "quantiser": "int8", "store": store}
+
+    found = choose_on_tasks(
+        model_v2, model_v1, robust, clean, hard, progress=lambda *call: calls.append(call), **options
+    )
+
+    metrics = [task_accuracy(loaded.tokenizer, one, store=store) for one in (clean, hard)]
+    assert (found.before.clean, found.before.robust) == tuple(metric(loaded.model) for metric in metrics)
+    assert {one.layers for one in found.trials} == {1, 2, 3}
+    assert {one.strength for one in found.trials} == set(STRENGTHS)
+    assert [call[1] for call in calls if call[0] == "signatures tried"] == list(range(13))
+    for trial in found.trials[::5]:
+        patch = signature(model_v2, model_v1, robust, layers=trial.layers, quantiser="int8")
+        with apply(loaded.model, patch, trial.strength):
+            assert (trial.clean, trial.robust) == tuple(metric(loaded.model) for metric in metrics)
+
+    monkeypatch.setattr("uphold.measure.evaluate._answers", None, raising=False)
+    again = choose_on_tasks(model_v2, model_v1, robust, clean, hard, **options)
+    assert again.trials == found.trials
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def _moved(model: Any) -> State:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 _STEPS = 4
+_TRIED = "signatures tried"
 Metric = Callable[[Any], float]
 """From a model to its accuracy, in [0, 1]."""
 
@@ -49,7 +50,8 @@ class Trial:
     """Accuracy on damaged data, in [0, 1]."""
 
     def __str__(self) -> str:
-        what = f"{self.layers} layers, strength {self.strength:g}" if self.layers else "unpatched"
+        layers = f"{self.layers} layer{'s' if self.layers > 1 else ''}"
+        what = f"{layers}, strength {self.strength:g}" if self.layers else "unpatched"
         return f"{what}: clean {100 * self.clean:.2f}%, robust {100 * self.robust:.2f}%"
 
 
@@ -131,6 +133,8 @@ def choose(
     whole = signature(initial, standard, robust, layers=counts[-1], order=order, quantiser=quantiser, progress=progress)
     held = list(batches) if batches is not None else None
     before = Trial(0, 0.0, _measured(clean, model), _measured(robustness, model))
+    total = len(counts) * len(set(strengths))
+    progress(_TRIED, 0, total, str(before))
     trials: list[Trial] = []
     patches: dict[Trial, Patch] = {}
     for count in counts:
@@ -140,7 +144,7 @@ def choose(
                 trial = Trial(count, strength, _measured(clean, model), _measured(robustness, model))
             trials.append(trial)
             patches[trial] = patch
-            progress("signatures tried", len(trials), len(counts) * len(set(strengths)), str(trial))
+            progress(_TRIED, len(trials), total, str(trial))
     chosen = best(before, trials, budget)
     found = _with_figures(patches[chosen], before, chosen) if chosen else None
     return Choice(before, tuple(trials), budget, chosen, found)
@@ -202,6 +206,8 @@ def choose_on_tasks(
 ) -> Choice:
     """`choose` for language models on disk, by their mean scores on the validation splits of two tasks.
 
+    Every trial's answers are stored as runs: interrupted, the same call goes on where it stopped.
+
     Args:
         initial: see `signature`, as for `robust`.
         standard: the model that is to be patched; loaded here.
@@ -211,7 +217,7 @@ def choose_on_tasks(
         budget: mean score on `task` that may be lost, in [0, 1].
         quantiser: see `signature`.
         store: where runs are kept; the default store where None.
-        progress: called as instances are answered and after every trial.
+        progress: called after every trial.
 
     Raises:
         UsageError, ModelError, DataError, EmptyError: see `choose` and `task_accuracy`.
@@ -219,7 +225,7 @@ def choose_on_tasks(
     from uphold.models.load import load
 
     loaded = load(standard)
-    clean, hard = (task_accuracy(loaded.tokenizer, one, store=store, progress=progress) for one in (task, damaged))
+    clean, hard = (task_accuracy(loaded.tokenizer, one, store=store) for one in (task, damaged))
     return choose(
         loaded.model,
         initial,

@@ -241,11 +241,10 @@ class _Asking:
         ):
             pairs = join(old, new)
             matrix = flip_matrix(pairs)
+            right, falls = pairs.moments["new"].mean * len(pairs), pairs.moments["loss"].n
             if matrix is not None:
-                right, falls = matrix.both_right + matrix.positive_flips, matrix.negative_flips
-            else:
-                right, falls = pairs.moments["new"].mean * len(pairs), pairs.moments["loss"].n
-            scores = scores.plus(index, len(part), len(pairs), float(right), falls)
+                right, falls = float(matrix.both_right + matrix.positive_flips), matrix.negative_flips
+            scores = scores.plus(index, len(part), len(pairs), right, falls)
         return scores
 
     def _jobs(self, model: str, number: int, label: str) -> list[Job]:
@@ -314,14 +313,14 @@ def _called(progress: Progress, name: str) -> Progress:
     return renamed
 
 
-def _summed(progress: Progress, label: str, before: int, total: int) -> Progress:
+def _summed(progress: Progress, label: str, before: int, whole: int) -> Progress:
     """One line for all jobs of a model: each of them counts from where the one before it ended."""
     ended = before
 
-    def summed(what: str, done: int, of: int, note: str = "") -> None:
+    def summed(what: str, done: int, total: int, note: str = "") -> None:
         nonlocal ended
-        progress(label, min(total, ended + done), total, note)
-        if done >= of:
-            ended += of
+        progress(label, min(whole, ended + done), whole, note)
+        if done >= total:
+            ended += total
 
     return summed
