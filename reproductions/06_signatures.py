@@ -230,6 +230,7 @@ def draw(seeds: Sequence[Mapping[str, Any]], path: Path) -> None:
     left.legend(fontsize=8, frameon=False)
     right.set_xlabel("convolution, in forward order")
     right.set_ylabel("|R| / |w|")
+    right.set_ylim(bottom=0)
     right.legend(fontsize=8, frameon=False)
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -206,7 +206,7 @@ def in_a_row(model: CodeModel, calls: Sequence[Sequence[Failure]], guard: Guard)
 
 
 def draw(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Side effect of a repair against how many are repaired, a dot per setting."""
+    """Side effect of a repair against how many are repaired: a line per way of locating, a dot per other setting."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -214,12 +214,17 @@ def draw(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
     plt.rcParams["svg.hashsalt"] = NAME
     figure, axes = plt.subplots(figsize=(8.5, 4.5), layout="constrained")
-    for index, (name, one) in enumerate(figures.items()):
-        if one["nll_rise"] is not None:
-            mark = "s" if name.startswith("SGD") else "x" if "random" in name else "o"
-            axes.scatter(
-                100 * one["share"], 1000 * one["nll_rise"], marker=mark, s=60, color=f"C{index % 10}", label=name
-            )
+    drawn = {name: one for name, one in figures.items() if one["nll_rise"] is not None}
+    lines = {how: [name for name in drawn if name.endswith(how)] for how in (", attribution", ", random")}
+    lines |= {name: [name] for name in drawn if not name.endswith(tuple(lines))}
+    for index, (label, names) in enumerate(lines.items()):
+        places = [(100 * drawn[name]["share"], 1000 * drawn[name]["nll_rise"]) for name in names]
+        mark = "s" if label.startswith("SGD") else "x" if "random" in label else "o"
+        axes.plot(*zip(*places, strict=True), marker=mark, color=f"C{index}", alpha=0.8, label=label.removeprefix(", "))
+        for name, place in zip(names, places, strict=True):
+            if name != label:
+                text = name.removesuffix(label)
+                axes.annotate(text, place, xytext=(5, -10), textcoords="offset points", fontsize=7)
     axes.set_xlabel("failures repaired, %")
     axes.set_ylabel("change of held-out loss per repair, millinats per token")
     axes.set_yscale("symlog", linthresh=1)
@@ -254,7 +259,7 @@ def main() -> None:
     for name, one in figures.items():
         each = "/".join(str(sum(case["repaired"] for case in found["cases"][name])) for found in seeds)
         one |= {"per_seed": each}
-        neurons = shown(one["median_neurons"] or None, lambda value: f"{value:g}")
+        neurons = shown(one["median_neurons"], lambda value: f"{value:g}")
         rise, same = shown(one["nll_rise"], lambda v: f"{v:+.4f}"), shown(one["agreement"], lambda v: f"{v:.2%}")
         done, held = f"{one['repaired']}/{one['cases']}", one["within_budget"]
         print(f"{name:<26}{done:>10}{each:>12}{held:>11}{neurons:>9}{rise:>9}{same:>11}")

@@ -49,7 +49,7 @@ def summary(cases: Cases) -> dict[str, float | None]:
         "within_budget": sum(map(affordable, done)),
         "share_ranked_2_3": share(shallow),
         "share_deeper": share(deep),
-        "median_neurons": median(one["neurons"] for one in done) if done else None,
+        "median_neurons": median(one["neurons"] for one in done) if any(one["neurons"] for one in done) else None,
         "nll_rise": mean("nll_rise"),
         "agreement": mean("agreement"),
         "shorter_before": sum(one["shorter_before"] for one in done) / max(1, len(SHORTER) * len(done)),

@@ -177,6 +177,15 @@ def test_further_blocks_than_the_config_has_belong_to_the_head() -> None:
     assert units[-1].tensors == ("model.norm.weight", "model.layers.2.w")
 
 
+def test_the_last_block_of_an_adapter_is_not_taken_for_a_head() -> None:
+    names = [f"base_model.model.model.layers.{one}.q_proj.lora_{part}.weight" for one in (1, 0) for part in "AB"]
+    units = block_order(names)
+    assert [unit.name for unit in first_units(units, 2)] == [f"base_model.model.model.layers.{one}" for one in (0, 1)]
+    assert units[-1].tensors == ()
+    trained = block_order([*names, "base_model.model.lm_head.weight"])
+    assert [unit.tensors for unit in trained[2:]] == [("base_model.model.lm_head.weight",)]
+
+
 @pytest.mark.parametrize(
     "names",
     [

@@ -194,7 +194,7 @@ def test_levels_bound_the_error(three: tuple[State, State, State], levels: int) 
         assert error <= bound * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("how", ["int8", "int4", "log", "linear:16"])
+@pytest.mark.parametrize("how", ["int8", "int4", "log", "linear:16", "tanh:16"])
 def test_quantised_signatures_are_smaller_and_keep_zero(three: tuple[State, State, State], how: str) -> None:
     initial, standard, robust = three
     robust = {**robust, "0.weight": standard["0.weight"].clone()}

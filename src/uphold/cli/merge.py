@@ -13,8 +13,10 @@ from uphold.cli.arguments import JsonOutput, Quiet
 if TYPE_CHECKING:
     from uphold.core.progress import Progress
     from uphold.measure.evaluate import Tally
+    from uphold.merge.engine.recipe import Recipe
     from uphold.merge.engine.run import Merge
     from uphold.merge.engine.synergy_result import Synergy
+    from uphold.tasks.base import Task
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -76,6 +78,8 @@ def merge(
     from uphold.core.errors import UsageError
     from uphold.measure.evaluate import Tally
     from uphold.merge.engine import run
+    from uphold.merge.engine.recipe import load_recipe
+    from uphold.merge.engine.synergy import synergy
 
     tasks = task or []
     if dry_run and (tasks or search):
@@ -94,15 +98,18 @@ def merge(
     how: dict[str, Any] = {"out": out, "threads": threads, "shard_size": shard_size, "diagnostics": diagnostics}
     with progress_to_stderr(quiet) as progress:
         how |= {"force": force, "progress": progress}
-        result, texts = _merged(recipe, tasks, grid(search or []), reference, how, tally)
-        measured = _measured(out, tasks, progress, tally) if tasks else None
+        values = grid(search or [])
+        loaded = load_recipe(recipe)
+        asked = _asked(loaded, tasks, progress) if tasks else []
+        result, texts = _merged(loaded, asked, values, reference, how, tally)
+        measured = synergy(out, asked, progress=progress, tally=tally) if asked else None
     for warning in result.warnings:
         say(f"warning: {warning}")
-    values = result.to_dict()
+    content = result.to_dict()
     if measured is not None:
         texts.append(str(measured))
-        values["measured"] = measured.to_dict()
-    print_result("\n\n".join(texts), values, as_json)
+        content["measured"] = measured.to_dict()
+    print_result("\n\n".join(texts), content, as_json)
     say(f"model: {result.out}")
     if measured is not None:
         _report(measured, out)
@@ -141,9 +148,18 @@ def _value(text: str) -> Any:
     return text
 
 
+def _asked(recipe: Recipe, tasks: list[str], progress: Progress) -> list[Task]:
+    """The tasks, loaded once; what cannot be measured is said before anything is merged."""
+    from uphold.merge.engine.parents import check_askable
+    from uphold.merge.engine.synergy import asked_on
+
+    check_askable(recipe)
+    return asked_on(tasks, "test", progress)
+
+
 def _merged(
-    recipe: Path,
-    tasks: list[str],
+    recipe: Recipe,
+    tasks: list[Task],
     values: dict[str, list[Any]],
     reference: str | None,
     how: dict[str, Any],
@@ -152,27 +168,14 @@ def _merged(
     """The merge, and what is to be printed of it."""
     from uphold.merge.engine import run
     from uphold.merge.engine.output import recipe_yaml
-    from uphold.merge.engine.parents import check_askable
     from uphold.merge.engine.recipe import load_recipe
     from uphold.merge.engine.search import search
-    from uphold.merge.engine.synergy import asked_on
 
-    loaded = load_recipe(recipe)
-    if tasks:
-        # What cannot be measured is said before anything is merged.
-        check_askable(loaded)
-        asked_on(tasks, "test", how["progress"])
     if not values:
-        result = run.merge(loaded, **how)
+        result = run.merge(recipe, **how)
         return result, [str(result)]
-    result, found = search(loaded, values, tasks, reference=reference, tally=tally, **how)
+    result, found = search(recipe, values, tasks, reference=reference, tally=tally, **how)
     return result, [str(found), recipe_yaml(load_recipe(result.facts["recipe"])).rstrip(), str(result)]
-
-
-def _measured(out: Path, tasks: list[str], progress: Progress, tally: Tally) -> Synergy:
-    from uphold.merge.engine.synergy import synergy
-
-    return synergy(out, tasks, progress=progress, tally=tally)
 
 
 def _report(measured: Synergy, out: Path) -> None:

@@ -54,16 +54,18 @@ def make(
     threshold: Annotated[float, typer.Option(help="Leave out changes of at most this absolute size.")] = 0.0,
     quantise: Annotated[
         str | None,
-        typer.Option(metavar="HOW", help="int8, int4, log, log:L or linear:L (L levels).", show_default=False),
+        typer.Option(metavar="HOW", help="int8, int4, log, log:L, linear:L or tanh:L (L levels).", show_default=False),
     ] = None,
     as_json: JsonOutput = False,
     quiet: Quiet = False,
 ) -> None:
     """What AFTER changed against BEFORE, as one file."""
     from uphold.cli.console import print_result, progress_to_stderr
+    from uphold.models.patches.file import patch_path
     from uphold.models.patches.make import make as run
     from uphold.models.patches.text import describe_patch, patch_facts
 
+    out = patch_path(out)
     with progress_to_stderr(quiet) as progress:
         patch = run(
             before,
@@ -103,7 +105,7 @@ def apply(
 
     if (out is None) != in_place:
         raise UsageError("say where to: --out NEW for a patched copy, or --in-place")
-    loaded, strengths = _loaded(patches), _strengths(patches, strength)
+    loaded, strengths = _loaded(patches, force), _strengths(patches, strength)
     options: dict[str, Any] = {"files": [Path(path).name for path in patches], "force": force}
     with progress_to_stderr(quiet) as progress:
         if out is not None:
@@ -149,7 +151,7 @@ def compose(
     from uphold.models.patches.patch import compose as run
     from uphold.models.patches.text import describe_patch, patch_facts
 
-    patch = run(_loaded(patches), _strengths(patches, strength), force=force)
+    patch = run(_loaded(patches, force), _strengths(patches, strength), force=force)
     patch.save(out)
     print_result(f"{out}: {describe_patch(patch)}", patch_facts(patch, str(out)), as_json)
 
@@ -178,10 +180,14 @@ app.command("signature")(patch_signature.signature)
 app.command("neurons")(patch_neurons.neurons)
 
 
-def _loaded(paths: list[str]) -> list[Patch]:
+def _loaded(paths: list[str], force: bool) -> list[Patch]:
     from uphold.models.patches.file import load_patch
+    from uphold.repair.signatures import check_same_start
 
-    return [load_patch(path) for path in paths]
+    patches = [load_patch(path) for path in paths]
+    if not force:
+        check_same_start(patches)
+    return patches
 
 
 def _strengths(patches: list[str], given: list[float] | None) -> list[float] | None:

@@ -39,7 +39,9 @@ def signature(
     ] = None,
     quantise: Annotated[
         str,
-        typer.Option(metavar="HOW", help="int8, int4, log, log:L or linear:L (L levels).", show_default="float32"),
+        typer.Option(
+            metavar="HOW", help="int8, int4, log, log:L, linear:L or tanh:L (L levels).", show_default="float32"
+        ),
     ] = "",
     strength: Annotated[float | None, typer.Option(help="Multiplies the signature.", show_default="1.0")] = None,
     authors: Annotated[
@@ -48,12 +50,12 @@ def signature(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Choose layers and strength on validation: clean prompts ('uphold tasks' lists some, or a folder).",
+            help="Choose layers and strength on validation: the task of clean prompts ('uphold tasks' lists some).",
             show_default=False,
         ),
     ] = None,
     damaged_task: Annotated[
-        str | None, typer.Option(help="The same prompts damaged; goes with --task.", show_default=False)
+        str | None, typer.Option(help="The task of damaged prompts; goes with --task.", show_default=False)
     ] = None,
     budget: Annotated[
         float | None,
@@ -69,17 +71,17 @@ def signature(
 ) -> None:
     """Robust weight signature: what robust training changed beside clean training (arXiv:2302.12480).
 
-    The three are model folders, embedded or hub models, or single weight files. The head, the last layer, is never
-    counted. The result is a patch: see 'uphold patch apply'. With --task, ends with 3 where nothing within the budget
-    helps; no patch is written then.
+    The three are model or adapter folders, embedded or hub models, or single weight files. The head, the last layer,
+    is never counted. The result is a patch: see 'uphold patch apply'. With --task, ends with 3 where nothing within
+    the budget helps; no patch is written then.
     """
     from uphold.cli.console import print_result, progress_to_stderr
     from uphold.core.errors import UsageError
+    from uphold.models.patches.file import patch_path
     from uphold.repair.signature_choice import choose_on_tasks
     from uphold.repair.signatures import signature as make
 
-    if out.suffix != ".safetensors":
-        raise UsageError(f"--out {out}: a patch is a .safetensors file")
+    out = patch_path(out)
     if task is None or damaged_task is None:
         if task or damaged_task or budget is not None:
             raise UsageError("a choice on validation needs --task and --damaged-task, both")

@@ -21,6 +21,8 @@ _HEAD = re.compile(
 )
 _EMBEDDING = re.compile(r"(^|[._])(embed|emb|wte|wpe)")
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
+_ADAPTER = "base_model.model."
+"""What every name in a file of PEFT begins with."""
 Block = str | type[nn.Module]
 
 
@@ -126,6 +128,8 @@ def block_order(names: Iterable[str], count: int | None = None) -> tuple[Unit, .
         units.insert(0, Unit(_layer_of(first[0]), tuple(first)))
     if last:
         units.append(Unit(_layer_of(last[0]), tuple(last)))
+    elif prefix.startswith(_ADAPTER):
+        units.append(Unit("head", ()))  # Not in the file, so the last block is none.
     return tuple(units)
 
 

@@ -65,7 +65,7 @@ def signature(
             last one, which is never counted.
         order: the layers in forward order, by `uphold.models.forward_order.forward_order`; where None, as the numbers
             in the tensors' names have it.
-        quantiser: `int8`, `int4`, `linear:L`, `log` or `log:L`; "" keeps float32.
+        quantiser: `int8`, `int4`, `linear:L`, `tanh:L`, `log` or `log:L`; "" keeps float32.
         strength: alpha, by which the signature is multiplied.
         compat: `authors` multiplies by strength squared, as their code does.
         batch_norm: what the kept batch-norm tensors are replaced by, such as `reestimated` of

@@ -49,6 +49,26 @@ def test_symmetric_codes_are_whole_steps_of_the_largest_number() -> None:
     assert made.error == pytest.approx(1 / 254)
 
 
+@given(values=st.lists(st.floats(-18, 18, width=32), min_size=1, max_size=40).map(torch.tensor))
+def test_tanh_levels(values: torch.Tensor) -> None:
+    for levels in (2, 8, 256):
+        made = quantise(values, scheme(f"tanh:{levels}")).check()
+        back = made.part(0, made.count)
+        assert bool(back.isfinite().all())
+        assert bool((back[values == 0] == 0).all())
+        assert float((back.double().tanh() - values.double().tanh()).abs().max()) <= made.error * (1 + 1e-6) + 1e-6
+
+
+def test_tanh_of_small_numbers_is_linear_and_of_large_ones_refused() -> None:
+    small = 1e-4 * torch.tensor([-1.0, -0.3, 0.2, 0.9, 2.0])
+    linear, curved = (quantise(small, scheme(f"{kind}:8")) for kind in ("linear", "tanh"))
+    assert torch.equal(linear.codes, curved.codes)
+    assert torch.allclose(linear.part(0, 5), curved.part(0, 5), rtol=1e-6)
+    assert quantise(torch.tensor([-1.0, 1.0]), scheme("tanh:2")).part(0, 2).tolist() == [-1, 1]
+    with pytest.raises(UsageError, match="up to 18, not 19"):
+        quantise(torch.tensor([19.0]), scheme("tanh:8"))
+
+
 def test_logarithmic_levels() -> None:
     made = quantise(torch.tensor([1.0, -8.0, 2.0, 0.0]), scheme("log:8"))
     assert made.part(0, 4).tolist() == [1.0, -8.0, 2.0, 0.0]
@@ -66,7 +86,7 @@ def test_four_bits_take_half_a_byte() -> None:
     assert quantise(torch.ones(3), scheme("linear:256")).nbytes == 3
 
 
-@pytest.mark.parametrize("text", SCHEMES)
+@pytest.mark.parametrize("text", [*SCHEMES, "tanh:8"])
 def test_nothing_and_only_zeros(text: str) -> None:
     assert quantise(torch.zeros(0), scheme(text)).check().part(0, 0).tolist() == []
     assert quantise(torch.zeros(3), scheme(text)).check().part(0, 3).tolist() == [0, 0, 0]
@@ -74,7 +94,7 @@ def test_nothing_and_only_zeros(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "int3", "int8:4", "linear", "linear:1", "linear:-3", "linear:99999999999", "log:3"]
+    "text", ["", "int3", "int8:4", "linear", "linear:1", "linear:-3", "linear:99999999999", "log:3", "tanh", "tanh:1"]
 )
 def test_an_unknown_quantiser_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
@@ -96,6 +116,7 @@ def test_codes_that_cannot_be_are_refused() -> None:
         replace(made, low=math.nan),
         replace(made, low=2.0, high=1.0),
         replace(quantise(torch.ones(3), scheme("log")), high=1e9),
+        replace(quantise(torch.ones(3), scheme("tanh:4")), high=1.0),
     ):
         with pytest.raises(CorruptError):
             broken.check()

@@ -132,10 +132,14 @@ def working_memory(plan: Plan, size: int = CHUNK) -> int:
     return 4 * most
 
 
+def cores_for(wanted: int | None = None) -> int:
+    """Cores to use: those of torch, unless another number is wanted."""
+    return wanted if wanted is not None else torch.get_num_threads()
+
+
 def threads_for(plan: Plan, wanted: int | None = None, size: int = CHUNK) -> int:
     """Threads that fit the cores and the memory; `wanted` sets the number of cores to use."""
-    cores = wanted if wanted is not None else torch.get_num_threads()
-    return max(1, min(cores, len(plan.tensors), MEMORY // max(1, working_memory(plan, size))))
+    return max(1, min(cores_for(wanted), len(plan.tensors), MEMORY // max(1, working_memory(plan, size))))
 
 
 def execute(
@@ -144,6 +148,7 @@ def execute(
     *,
     threads: int,
     size: int = CHUNK,
+    cores: int = 1,
     hashes: InputHashes | None = None,
     diagnostics: bool = False,
     progress: Progress = silent,
@@ -157,7 +162,8 @@ def execute(
         sink: where values go.
         threads: tensors that are merged at the same time, >= 1.
         size: elements in a chunk.
-        hashes: filled with the hashes of the inputs, where given, in a thread of its own beside several others.
+        hashes: filled with the hashes of the inputs, where given.
+        cores: those that may be used; where there are more of them than threads, one hashes.
         diagnostics: whether to compare the models, and the result with them.
         progress: called after every tensor.
 
@@ -166,7 +172,7 @@ def execute(
         UpholdError: whatever the method refuses.
     """
     run = _Run(plan, sink, size, hashes, diagnostics)
-    beside = hashes.beside() if hashes is not None and threads > 1 else nullcontext()
+    beside = hashes.beside() if hashes is not None and cores > threads else nullcontext()
     with _one_thread_each(), beside:
         run.surveyed = plan.method.survey(_views(plan, size, progress))
         pool = ThreadPoolExecutor(threads, thread_name_prefix="uphold-merge")

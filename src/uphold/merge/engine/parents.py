@@ -20,7 +20,7 @@ class Parents:
 
     parents: tuple[str, ...]
     """What was merged, in the recipe's order. The base is one of them where there is only one other model, between
-    which and the base a merge then lies."""
+    which and the base a merge then lies, and where it is listed for a method that needs none."""
     base: str | None
     """What they were trained from, where the recipe names it."""
 
@@ -48,7 +48,7 @@ def parents_of(recipe: Recipe) -> Parents:
     listed = tuple(dict.fromkeys([*models, *sources]))
     others = tuple(name for name in listed if name != base)
     method: Any = registered("merge", recipe.merge_method).function
-    if base is None or method.base == "refused":
+    if base is None or (base in listed and method.base != "required"):
         return Parents(listed, base)
     return Parents(others if len(others) > 1 else (base, *others), base)
 

@@ -15,7 +15,7 @@ from uphold.core.registry import method as registered
 from uphold.core.storage import read_json, write_json
 from uphold.merge.engine.check import check_configs, check_lineage, check_tokenizers
 from uphold.merge.engine.diagnostics import TensorDiagnosis, diagnostics_table
-from uphold.merge.engine.execute import InputHashes, Outcome, execute, facts_of, threads_for, working_memory
+from uphold.merge.engine.execute import InputHashes, Outcome, cores_for, execute, facts_of, threads_for, working_memory
 from uphold.merge.engine.inputs import Input, open_input
 from uphold.merge.engine.names import is_embedding, is_head
 from uphold.merge.engine.output import FACTS, finished, key_of, provenance, write_companions, write_facts
@@ -162,6 +162,7 @@ def merge(
                 plan,
                 writer,
                 threads=threads_for(plan, threads),
+                cores=cores_for(threads),
                 hashes=hashes,
                 diagnostics=diagnostics,
                 progress=progress,

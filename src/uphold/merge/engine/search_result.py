@@ -62,6 +62,6 @@ class Search:
         tasks = ", ".join(map(one_line, self.tasks))
         head = (
             f"search on the validation split of {tasks} ({self.instances:,} instances), negative flips against "
-            f"{one_line(self.reference)}"
+            f"{one_line(self.reference, len(self.reference))}"
         )
         return "\n".join([head, *aligned(rows, {len(rows[0]) - 1})])

@@ -27,7 +27,7 @@ from uphold.measure.intervals import corrected_interval
 from uphold.measure.jobs import Batching, Job
 from uphold.merge.engine.parents import Parents, recorded_parents
 from uphold.merge.engine.synergy_result import Against, Mean, Synergy, TaskSynergy
-from uphold.tasks.base import Split, Task, required_instances
+from uphold.tasks.base import Split, Task
 from uphold.tasks.load import load_task
 
 if TYPE_CHECKING:
@@ -151,7 +151,8 @@ def asked_on(tasks: Sequence[str | Path | Task], split: Split, progress: Progres
         loaded = load_task(task, progress)
         if loaded.name in asked:
             raise UsageError(f"two of the {len(tasks)} tasks are called '{loaded.name}': tasks are told apart by names")
-        required_instances(loaded, split)
+        if not loaded.instances(split):
+            raise EmptyError(f"task '{loaded.name}' has no {split} instances: give it some, or name another task")
         asked[loaded.name] = loaded
     return list(asked.values())
 

@@ -39,7 +39,8 @@ class Against:
 
     def cells(self) -> tuple[str, ...]:
         """A row of the table, without the p-values."""
-        where = (one_line(self.task), one_line(self.model), self.role)
+        # In full: two adapters of one base differ at the end.
+        where = (one_line(self.task), one_line(self.model, len(self.model)), self.role)
         if self.comparison is None:
             return (*where, *[""] * 5, "the same model")
         one = self.comparison

@@ -40,9 +40,7 @@ def save_patch(patch: Patch, path: str | Path) -> Path:
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise UsageError(f"a patch is saved as a .safetensors file, not as '{path.name}'")
+    path = patch_path(path)
     for name, delta in patch.deltas.items():
         try:
             delta.check()
@@ -52,6 +50,18 @@ def save_patch(patch: Patch, path: str | Path) -> Path:
     text = canonical_json({"format": _FORMAT, "manifest": manifest_json(patch.manifest), "deltas": layout})
     with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), metadata={KEY: text})
+    return path
+
+
+def patch_path(path: str | Path) -> Path:
+    """Where a patch is to be saved: ask before the work of making one.
+
+    Raises:
+        UsageError: the file would not end in `.safetensors`.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UsageError(f"a patch is saved as a .safetensors file, not as '{path.name}'")
     return path
 
 

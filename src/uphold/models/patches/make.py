@@ -49,7 +49,7 @@ def make(
         names: which tensors: names, globs, or regular expressions after `re:`; all by default.
         keep: share of each tensor's elements that is kept, those that changed most, in (0, 1].
         threshold: changes of at most this absolute size are left out.
-        quantiser: `int8`, `int4`, `log`, `log:L` or `linear:L`; float32 by default.
+        quantiser: `int8`, `int4`, `log`, `log:L`, `linear:L` or `tanh:L`; float32 by default.
         scale: every delta counts this many times.
         method: what the manifest says made it.
         paper: the method's source.

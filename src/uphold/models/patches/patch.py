@@ -44,7 +44,7 @@ class Manifest:
     scale: float = 1.0
     """Every delta counts this many times."""
     quantiser: str = ""
-    """`int8`, `int4`, `log:L`, `linear:L`, or "" for float32."""
+    """`int8`, `int4`, `log:L`, `linear:L`, `tanh:L`, or "" for float32."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """What was measured: `{"before": {...}, "after": {...}}`."""
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -3,6 +3,8 @@
     int8, int4    x = code * step, symmetric: step = max|x| / 127 or / 7; error at most step / 2
     linear:L      L evenly spaced levels from min to max (arXiv:2302.12480), and zero;
                   error at most (max - min) / (2 (L - 1))
+    tanh:L        the same of tanh(x) (arXiv:2302.12480); the bound holds for tanh(x). A number far below 1, as changes
+                  of weights are, is its own tanh: this is `linear` then
     log:L         sign and L/2 evenly spaced levels of log2|x| (arXiv:2302.12480), and zero;
                   |log2 error| at most (max - min) / (L - 2), both of log2|x|
 
@@ -20,11 +22,13 @@ import torch
 
 from uphold.core.errors import CorruptError, UsageError
 
-Kind = Literal["int8", "int4", "linear", "log"]
+Kind = Literal["int8", "int4", "linear", "tanh", "log"]
 _DEFAULT_LEVELS = 254
 _MOST_LEVELS = 32_766
 _SYMMETRIC: Mapping[str, int] = {"int8": 127, "int4": 7}
 _CHUNK = 1 << 22
+_MOST_TANH = 18.0
+"""Beyond it, tanh is 1 in float64."""
 _LOG_RANGE = 24.0
 """Powers of two below the largest number at which the log quantiser calls a number zero: one part in 16 million."""
 
@@ -35,7 +39,7 @@ class Scheme:
 
     kind: Kind
     levels: int
-    """Number of values beside zero, for `linear` and `log`; largest code, for `int8` and `int4`."""
+    """Number of values beside zero, for `linear`, `tanh` and `log`; largest code, for `int8` and `int4`."""
 
     def codes(self, zero: bool) -> int:
         """How many codes there are, stored as 0 to `codes` - 1; one is for zero, where there are zeros."""
@@ -54,7 +58,7 @@ class Scheme:
 
 
 def scheme(text: str) -> Scheme:
-    """The scheme that `text` names: `int8`, `int4`, `log`, `log:L` or `linear:L`.
+    """The scheme that `text` names: `int8`, `int4`, `log`, `log:L`, `linear:L` or `tanh:L`.
 
     Raises:
         UsageError: it names none, or L is out of range.
@@ -64,11 +68,11 @@ def scheme(text: str) -> Scheme:
         return Scheme(kind, _SYMMETRIC[kind])  # type: ignore[arg-type]
     if kind == "log" and not colon:
         return Scheme("log", _DEFAULT_LEVELS)
-    if kind not in ("linear", "log") or not number.isdecimal():
-        raise UsageError(f"unknown quantiser '{text}': expected int8, int4, log, log:L or linear:L (L levels)")
+    if kind not in ("linear", "tanh", "log") or not number.isdecimal():
+        raise UsageError(f"unknown quantiser '{text}': expected int8, int4, log, log:L, linear:L or tanh:L (L levels)")
     levels = int(number) if len(number) < 9 else _MOST_LEVELS + 1
     if not 2 <= levels <= _MOST_LEVELS or (kind == "log" and (levels % 2 or levels < 4)):
-        expected = f"2 to {_MOST_LEVELS}" if kind == "linear" else f"an even number from 4 to {_MOST_LEVELS}"
+        expected = f"2 to {_MOST_LEVELS}" if kind != "log" else f"an even number from 4 to {_MOST_LEVELS}"
         raise UsageError(f"the quantiser '{text}' has {number} levels: expected {expected}")
     return Scheme(kind, levels)  # type: ignore[arg-type]
 
@@ -82,11 +86,11 @@ class Quantised:
     """Shape (count,), or (ceil(count / 2),) where two codes share a byte, the first in its low half."""
     count: int
     low: float
-    """Lowest level (of log2|x| for `log`); 0 for `int8` and `int4`."""
+    """Lowest level (of log2|x| for `log`, of tanh(x) for `tanh`); 0 for `int8` and `int4`."""
     high: float
-    """Highest level (of log2|x| for `log`); largest |x| for `int8` and `int4`."""
+    """Highest level (likewise); largest |x| for `int8` and `int4`."""
     zero: bool
-    """Whether code 0 of `linear` and `log` is zero: it is where there are zeros."""
+    """Whether code 0 of `linear`, `tanh` and `log` is zero: it is where there are zeros."""
 
     @property
     def nbytes(self) -> int:
@@ -95,13 +99,13 @@ class Quantised:
 
     @property
     def error(self) -> float:
-        """Largest |x - x'| that quantising can have caused; for `log`, the largest |log2|x| - log2|x'||.
+        """Largest |x - x'| that quantising can have caused; for `log`, of log2|x|; for `tanh`, of tanh(x).
 
         A number at most one part in 2^24 of the largest is zero under `log`, whatever its logarithm was.
         """
         if self.scheme.kind in _SYMMETRIC:
             return self.high / self.scheme.levels / 2
-        steps = self.scheme.levels - 1 if self.scheme.kind == "linear" else self.scheme.levels // 2 - 1
+        steps = self.scheme.levels // 2 - 1 if self.scheme.kind == "log" else self.scheme.levels - 1
         return (self.high - self.low) / steps / 2
 
     def part(self, start: int, stop: int) -> torch.Tensor:
@@ -111,8 +115,10 @@ class Quantised:
         if self.scheme.kind in _SYMMETRIC:
             return ((code - levels).double() * (self.high / levels)).float()
         level = code - int(self.zero)
-        if self.scheme.kind == "linear":
+        if self.scheme.kind != "log":
             found = level.double() / (levels - 1) * (self.high - self.low) + self.low
+            if self.scheme.kind == "tanh":
+                found = found.clamp(self.low, self.high).atanh()
         else:
             half = levels // 2
             size = torch.exp2((level % half).double() / (half - 1) * (self.high - self.low) + self.low)
@@ -132,6 +138,8 @@ class Quantised:
             raise CorruptError(f"{self.scheme} levels from {self.low} to {self.high}")
         if self.scheme.kind == "log" and self.high > 128:
             raise CorruptError(f"{self.scheme} levels up to 2^{self.high}")
+        if self.scheme.kind == "tanh" and not -1 < self.low <= self.high < 1:
+            raise CorruptError(f"{self.scheme} levels from {self.low} to {self.high}")
         for start in range(0, self.count, _CHUNK):
             codes = self._unpacked(start, min(start + _CHUNK, self.count))
             if int(codes.max()) >= self.scheme.codes(self.zero) or int(codes.min()) < 0:
@@ -160,7 +168,7 @@ def quantise(values: torch.Tensor, how: Scheme) -> Quantised:
     """`values` (finite floats, any shape; flattened) with few bits each.
 
     Raises:
-        UsageError: a value is not a finite number.
+        UsageError: a value is not a finite number, or too large for `tanh`.
     """
     flat = values.detach().reshape(-1).double().cpu()
     if not bool(torch.isfinite(flat).all()):
@@ -170,17 +178,19 @@ def quantise(values: torch.Tensor, how: Scheme) -> Quantised:
         code = torch.round(flat * (how.levels / high)) if high else torch.zeros_like(flat)
         return _packed(how, code + how.levels, flat.numel(), 0.0, high, False)
     zero = flat == 0
-    size = flat if how.kind == "linear" else flat.abs()
+    if how.kind == "tanh" and bool((flat.abs() > _MOST_TANH).any()):
+        raise UsageError(f"{how} holds numbers up to {_MOST_TANH:g}, not {float(flat.abs().max()):g}: use linear:L")
+    size = flat.tanh() if how.kind == "tanh" else flat.abs() if how.kind == "log" else flat
     if how.kind == "log" and not bool(zero.all()):
         zero |= size <= size.max() * 2.0**-_LOG_RANGE
         size = torch.log2(torch.where(zero, 1.0, size))
     if bool(zero.all()):
         return _packed(how, torch.zeros_like(flat), flat.numel(), 0.0, 0.0, True)
     low, high = float(size[~zero].min()), float(size[~zero].max())
-    if how.kind == "linear":
+    if how.kind != "log":
         # The levels span all values, as in the paper, also those that are zero.
         low, high = float(size.min()), float(size.max())
-    steps = how.levels - 1 if how.kind == "linear" else how.levels // 2 - 1
+    steps = how.levels // 2 - 1 if how.kind == "log" else how.levels - 1
     place = torch.round((size - low) * (steps / (high - low))) if high > low else torch.zeros_like(size)
     if how.kind == "log":
         place += torch.where(flat < 0, how.levels // 2, 0)

@@ -14,6 +14,8 @@ from uphold.models.patches.quantise import Quantised
 
 _ROWS = 40
 """Tensors that a table lists."""
+_LONG = 200
+"""Characters of JSON from which a table only counts what a fact holds."""
 
 
 def describe_patch(patch: Patch) -> str:
@@ -37,7 +39,7 @@ def patch_table(patch: Patch) -> str:
     if manifest.scale != 1:
         lines.append(f"scale {manifest.scale:g}")
     for title, facts in (("figures", manifest.figures), ("facts", manifest.facts)):
-        lines += [f"{title} {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in facts.items()]
+        lines += [f"{title} {name}: {_short(value)}" for name, value in facts.items()]
     rows = [(name, *_row(patch, name)) for name in patch.names]
     width = max(len(name) for name, *_ in rows[:_ROWS])
     lines += [f"  {name:<{width}}  {shape:<16}  {kind}" for name, shape, kind in rows[:_ROWS]]
@@ -91,6 +93,12 @@ def size(count: int) -> str:
         if count >= limit:
             return f"{count / limit:.1f} {unit}"
     return f"{count} bytes"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    listed = isinstance(value, dict | list) and len(text) > _LONG
+    return f"{_many(len(value), 'entry', 'entries')} (--json lists all)" if listed else text
 
 
 def _row(patch: Patch, name: str) -> tuple[str, str]:
