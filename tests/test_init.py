@@ -25,9 +25,12 @@ def test_the_public_names_are_those_documented() -> None:
         "load_run",
         "load_task",
         "measure",
+        "merge",
         "pass_at_k",
+        "patch",
         "repair",
         "report",
+        "stages",
         "write_report",
         "write_run",
     ]

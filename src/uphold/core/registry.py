@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import entry_points
@@ -64,6 +65,8 @@ class Method:
 
 
 _methods: dict[tuple[str, str], Method] = {}
+_plugins_of: list[str] | None = None
+"""The import paths whose plug-ins are imported."""
 
 
 def _register(room: str, name: str, paper: str) -> Callable[[F], F]:
@@ -133,7 +136,11 @@ def _discover() -> None:
             continue
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{module.name}")
-    import_plugins(ENTRY_POINTS)
+    # Reading what is installed takes milliseconds; it changes with the paths only.
+    global _plugins_of
+    if _plugins_of != sys.path:
+        import_plugins(ENTRY_POINTS)
+        _plugins_of = list(sys.path)
 
 
 def import_plugins(group: str) -> None:

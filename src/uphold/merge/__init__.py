@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from uphold.merge.engine.run import Merge as Merge
     from uphold.merge.engine.run import estimate as estimate
     from uphold.merge.engine.run import merge as merge
+    from uphold.merge.engine.search import search as search
+    from uphold.merge.engine.search_result import Search as Search
+    from uphold.merge.engine.synergy import synergy as synergy
+    from uphold.merge.engine.synergy_result import Synergy as Synergy
     from uphold.merge.engine.tensors import merge_tensors as merge_tensors
 
 _HOMES = {
@@ -21,6 +25,10 @@ _HOMES = {
     "estimate": "uphold.merge.engine.run",
     "merge": "uphold.merge.engine.run",
     "merge_tensors": "uphold.merge.engine.tensors",
+    "search": "uphold.merge.engine.search",
+    "Search": "uphold.merge.engine.search_result",
+    "synergy": "uphold.merge.engine.synergy",
+    "Synergy": "uphold.merge.engine.synergy_result",
 }
 __all__ = [*_HOMES]
 

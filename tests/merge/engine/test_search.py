@@ -119,6 +119,8 @@ def test_the_reference_decides_what_a_negative_flip_is(
     assert found.trials[0].nfr == 0
     _, other = search(recipe, {"t": [1]}, [task], out=tmp_path / "out", threads=1)
     assert other.trials[0].nfr > 0
+    # The merge is the same and found finished; how it was chosen is told anew.
+    assert json.loads((tmp_path / "out/uphold-merge.json").read_text())["search"]["reference"] == parents[0]
     assert other.trials[0].score == found.trials[0].score
 
 
