@@ -7,6 +7,10 @@ with patch.apply(model, change, 0.5):
 ...
 """
 
+from uphold.models.neurons.config import Failure as Failure
+from uphold.models.neurons.config import Guard as Guard
+from uphold.models.neurons.config import NeuronConfig as NeuronConfig
+from uphold.models.neurons.repair import repair_failures as repair_failures
 from uphold.models.patches.apply import Applied as Applied
 from uphold.models.patches.apply import apply as apply
 from uphold.models.patches.copy import apply_to_copy as apply_to_copy
@@ -23,7 +27,10 @@ from uphold.models.patches.place import remove_in_place as remove_in_place
 
 __all__ = [
     "Applied",
+    "Failure",
+    "Guard",
     "Manifest",
+    "NeuronConfig",
     "Patch",
     "applied_to",
     "apply",
@@ -34,5 +41,6 @@ __all__ = [
     "make",
     "quantised",
     "remove_in_place",
+    "repair_failures",
     "scale",
 ]

@@ -84,6 +84,15 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o755
 
 
+def test_a_file_can_be_read_by_all_however_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    with atomic_path(path) as temporary:
+        private = tmp_path / "private"
+        private.touch(0o600)
+        private.replace(temporary)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
 def test_a_folder_is_as_it_was_when_the_block_raises(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     path.mkdir()

@@ -43,7 +43,13 @@ def launch(count: int, *arguments: str, fsdp: bool = False) -> subprocess.Comple
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": _PATH},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": _PATH,
+            "PYTHONFAULTHANDLER": "1",
+        },
     )
 
 

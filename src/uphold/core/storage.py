@@ -58,10 +58,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
-        os.chmod(name, 0o644)
         temporary = Path(name)
         try:
             yield temporary
+            # Some libraries replace the file by one of their own that only its owner may read.
+            temporary.chmod(0o644)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
