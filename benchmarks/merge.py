@@ -2,7 +2,7 @@
 
     python3 -m venv build/mergekit
     build/mergekit/bin/pip install torch mergekit "pydantic<2.11"
-    python benchmarks/merge.py --peer-python build/mergekit/bin/python [--scale 1.0] [--only ties]
+    python benchmarks/merge.py [--peer-python build/mergekit/bin/python] [--scale 1.0] [--only ties]
 
 mergekit has an environment of its own, as its pins exclude other packages' versions. Each measurement is a process of
 its own: the seconds are those of the merge itself, without imports, until the result is synced to the disk; anonymous
@@ -27,6 +27,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 WORK = HERE.parent / "build" / "benchmarks" / "merge"
+PEER = HERE.parent / "build" / "mergekit" / "bin" / "python"
 ASKED = 3.0
 PAIR = ("embedded:v1", "embedded:v2")
 HIDDEN, VOCABULARY, LAYERS, SPREAD, CHANGE = 2048, 32_000, 3, 0.02, 0.001
@@ -270,7 +271,7 @@ def compare(
     our_folder, their_folder = WORK / "ours", WORK / "theirs"
     mine = {**job, "engine": "ours", "folder": str(our_folder)}
     first = measure(mine, sys.executable)
-    theirs = measure({**job, "engine": "mergekit", "folder": str(their_folder)}, options.peer_python)
+    theirs = measure({**job, "engine": "mergekit", "folder": str(their_folder)}, str(options.peer_python))
     second = measure(mine, sys.executable)
     best = min(first, second, key=lambda one: one["seconds"])
     moved = read + sum(file.stat().st_size for file in weights_of(our_folder))
@@ -331,31 +332,12 @@ def _version(package: str) -> str:
         return ""
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Ratios as bars, against what is asked for."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = result["rows"][::-1]
-    figure, axes = plt.subplots(figsize=(7, 0.5 * len(rows) + 1.2), layout="constrained")
-    axes.barh([row["what"] for row in rows], [row["ratio"] for row in rows], color="#3b6ea5")
-    for index, row in enumerate(rows):
-        axes.text(row["ratio"], index, f" {row['ratio']:.1f}x", va="center")
-        axes.plot([row["asked"]] * 2, [index - 0.4, index + 0.4], color="#c0392b")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xlabel("mergekit's time over ours (red: what is asked for)")
-    axes.set_xlim(right=max(row["ratio"] for row in rows) * 1.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-
-
 def main() -> None:
-    """Measure, print, and write `results/merge.json` and the plot."""
+    """Measure, print, and write `results/merge.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", help="the python of the environment that mergekit is in")
+    parser.add_argument(
+        "--peer-python", type=Path, default=PEER, help="the python of the environment that mergekit is in"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="size of the synthetic models; 1 is 1.05 GB each")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default="", help="part of the names of what to measure, in any case of letters")
@@ -366,8 +348,8 @@ def main() -> None:
     if options.child:
         options.out.write_text(json.dumps(child(json.loads(options.child))))
         return
-    if not options.peer_python:
-        parser.error("--peer-python is missing: the first lines of --help make that environment")
+    if not options.peer_python.is_file():
+        parser.error(f"{options.peer_python} is missing: the first lines of --help make that environment")
     from uphold.models.reference import find_model
 
     WORK.mkdir(parents=True, exist_ok=True)
@@ -391,7 +373,6 @@ def main() -> None:
     }
     path = HERE / "results" / f"{options.name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
-    plot(result, HERE.parent / "docs" / "images" / f"{options.name}.png")
     print(f"written: {path.relative_to(HERE.parent)}")
 
 

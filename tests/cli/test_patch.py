@@ -110,10 +110,11 @@ def test_a_patch_for_other_weights_needs_force(tmp_path: Path, model_v1: Path, m
 
 
 def test_wrong_usage_is_one_line(tmp_path: Path, model_v1: Path, model_v2: Path) -> None:
-    patch, out = tmp_path / "p.safetensors", tmp_path / "out"
+    patch, out, other = tmp_path / "p.safetensors", tmp_path / "out", tmp_path / "c.safetensors"
     run("make", "embedded:v1", "embedded:v2", "--out", patch)
     cases: list[tuple[type[UpholdError], str, list[Any]]] = [
         (EmptyError, "none differs", ["make", model_v1, model_v1, "--out", patch]),
+        (EmptyError, "by more than 1e+09", ["make", model_v1, model_v2, "--threshold", "1e9", "--out", patch]),
         (UsageError, "unknown layer", ["make", model_v1, model_v2, "--layers", "nothing", "--out", patch]),
         (UsageError, "unknown quantiser", ["make", model_v1, model_v2, "--quantise", "int2", "--out", patch]),
         (UsageError, "saved as a .safetensors", ["make", model_v1, model_v2, "--out", tmp_path / "p.bin"]),
@@ -121,8 +122,8 @@ def test_wrong_usage_is_one_line(tmp_path: Path, model_v1: Path, model_v2: Path)
         (ModelError, "no model at", ["make", model_v1, tmp_path / "none", "--out", patch]),
         (UsageError, "say where to", ["apply", patch, "--to", "embedded:v1"]),
         (UsageError, "say where to", ["apply", patch, "--to", "embedded:v1", "--in-place", "--out", out]),
-        (UsageError, "use --out", ["apply", patch, "--to", "embedded:v1", "--in-place"]),
-        (UsageError, "2 strengths for 1 patches", ["compose", patch, "--out", out, "--strength", 1, "--strength", 2]),
+        (UsageError, "makes a patched copy", ["apply", patch, "--to", "embedded:v1", "--in-place"]),
+        (UsageError, "2 strengths for 1 patches", ["compose", patch, "--out", other, "--strength", 1, "--strength", 2]),
         (UsageError, "finite", ["apply", patch, "--to", "embedded:v1", "--out", out, "--strength", "nan"]),
         (CorruptError, "is no patch", ["apply", model_v1 / "model.safetensors", "--to", "embedded:v1", "--out", out]),
         (UsageError, "same patch is there twice", ["compose", patch, patch, "--out", tmp_path / "c.safetensors"]),
@@ -138,6 +139,30 @@ def test_wrong_usage_is_one_line(tmp_path: Path, model_v1: Path, model_v2: Path)
         assert match in str(error)
     assert hashes(tmp_path) == before
     assert load_patch(patch).names
+
+
+def test_only_a_patch_is_replaced_by_a_patch(tmp_path: Path, model_v1: Path, model_v2: Path) -> None:
+    model = copy(model_v1, tmp_path / "m")
+    weights, patch, other = model / "model.safetensors", tmp_path / "p.safetensors", tmp_path / "q.safetensors"
+    run("make", model, model_v2, "--out", patch)
+    run("make", model, model_v2, "--keep", "10%", "--out", other)
+    before = hashes(tmp_path)
+    (tmp_path / "folder.safetensors").mkdir()
+    for place in (weights, tmp_path / "folder.safetensors"):
+        assert "is no patch" in str(refused("make", model, model_v2, "--out", place))
+        assert "is no patch" in str(refused("compose", patch, other, "--out", place))
+    assert "one of the patches" in str(refused("compose", patch, other, "--out", other))
+    assert hashes(tmp_path) == before
+    run("make", model, model_v2, "--keep", "20%", "--out", patch)
+    assert hashes(tmp_path) != before
+
+
+def test_a_patch_that_was_cut_off_is_not_shown_as_a_model_without_patches(tmp_path: Path) -> None:
+    patch, cut = tmp_path / "p.safetensors", tmp_path / "cut.safetensors"
+    run("make", "embedded:v1", "embedded:v2", "--out", patch)
+    for size in (0, 1000, 20_000):
+        cut.write_bytes(patch.read_bytes()[:size])
+        assert isinstance(refused("show", cut), CorruptError)
 
 
 @pytest.mark.parametrize("command", ["make", "apply", "remove", "compose", "show", "signature", "neurons"])

@@ -119,6 +119,16 @@ def test_a_guard_of_texts_prompts_and_windows(model_v1: Path, failures: Path, tm
     assert json.loads(run(*arguments, "--guard-tokens", 128).stdout)["drift"]["tokens"] == 127
 
 
+def test_windows_are_no_longer_than_what_the_model_reads(tmp_path: Path) -> None:
+    # The embedded models read 64 tokens.
+    guard = tmp_path / "g.txt"
+    guard.write_text("1" * 150)
+    rows = lines(tmp_path / "digits.jsonl", {"prompt": "1 2", "target": "3"})
+    done = run("embedded:v1", "--failures", rows, "--guard", guard, "--out", tmp_path / "p.safetensors")
+    assert done.exit_code in (0, 3), done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+
+
 @pytest.mark.parametrize(
     ("content", "error", "words"),
     [
@@ -148,6 +158,9 @@ def test_other_things_that_are_wrong(model_v1: Path, failures: Path, tmp_path: P
         return run(model_v1, *[part for pair in arguments.items() for part in pair]).exception
 
     assert isinstance(failing(("--out", tmp_path / "p.bin")), UsageError)
+    weights = (model_v1 / "model.safetensors").read_bytes()
+    assert "is no patch" in str(failing(("--out", model_v1 / "model.safetensors")))
+    assert (model_v1 / "model.safetensors").read_bytes() == weights
     assert isinstance(failing(("--strength", -1)), UsageError)
     assert isinstance(failing(("--failures", tmp_path / "none.jsonl")), DataError)
     (tmp_path / "empty.txt").write_text("")

@@ -148,9 +148,14 @@ def compose(
 ) -> None:
     """Add patches up to one; applied, it gives the same bits as they do together."""
     from uphold.cli.console import print_result
+    from uphold.core.errors import UsageError
+    from uphold.models.patches.file import patch_path
     from uphold.models.patches.patch import compose as run
     from uphold.models.patches.text import describe_patch, patch_facts
 
+    out = patch_path(out)
+    if out.resolve() in {Path(path).resolve() for path in patches}:
+        raise UsageError(f"{out} is one of the patches that are added up: name another file with --out")
     patch = run(_loaded(patches, force), _strengths(patches, strength), force=force)
     patch.save(out)
     print_result(f"{out}: {describe_patch(patch)}", patch_facts(patch, str(out)), as_json)
@@ -163,6 +168,7 @@ def show(
 ) -> None:
     """What a patch holds, or which patches are on a model."""
     from uphold.cli.console import print_result
+    from uphold.models.checkpoint import read_header
     from uphold.models.patches.file import is_patch, load_patch
     from uphold.models.patches.place import applied_to
     from uphold.models.patches.text import describe_entries, patch_facts, patch_table
@@ -172,6 +178,9 @@ def show(
         print_result(patch_table(patch), patch_facts(patch, what), as_json)
         return
     entries = applied_to(what)
+    path = Path(what)
+    if path.is_file() and path.suffix == ".safetensors":
+        read_header(path)  # A file that is cut off may be a patch as well as a model without one.
     facts = [one.facts() | {"patch": patch_facts(one.patch, one.file)} for one in entries]
     print_result(describe_entries(what, entries), {"model": what, "applied": facts}, as_json)
 

@@ -48,15 +48,15 @@ def _neurons(
     Interrupted, the same command goes on where it stopped. Ends with 3 where nothing was repaired.
     """
     from uphold.cli.console import print_result, progress_to_stderr, say
-    from uphold.core.errors import UsageError
     from uphold.models.adapter import is_adapted
+    from uphold.models.attention import max_length
     from uphold.models.encode import Encoder
     from uphold.models.load import check_single, load
     from uphold.models.neurons.repair import repair_failures
+    from uphold.models.patches.file import patch_path
     from uphold.models.weights import merged
 
-    if out.suffix != ".safetensors":
-        raise UsageError(f"--out {out}: a patch is a .safetensors file")
+    out = patch_path(out)
     config = NeuronConfig(**(overrides or {}))
     rows = _read_failures(failures)
     texts = _read_guard(guard) if guard is not None else []
@@ -67,7 +67,8 @@ def _neurons(
         loaded = loaded._replace(model=merged(loaded.model), files=None)
     encoder = Encoder(loaded.tokenizer)
     wanted = [_failure(encoder, row, number) for number, row in enumerate(rows, start=1)]
-    watched = _guard(encoder, texts, guard_tokens) if texts else None
+    window = min(_WINDOW, max_length(loaded.model) or _WINDOW)
+    watched = _guard(encoder, texts, guard_tokens, window) if texts else None
     journal = out.with_name(f"{out.name}.journal")
     with progress_to_stderr(quiet) as progress:
         patch, report = repair_failures(loaded, wanted, config, guard=watched, journal=journal, progress=progress)
@@ -166,7 +167,7 @@ def _failure(encoder: Encoder, row: dict[str, Any], number: int) -> Failure:
     return Failure(tuple(first.prompt), tuple(first.answer), tuple(paraphrases), str(row.get("name", number)))
 
 
-def _guard(encoder: Encoder, texts: Sequence[tuple[str, str]], most: int) -> Guard:
+def _guard(encoder: Encoder, texts: Sequence[tuple[str, str]], most: int, window: int) -> Guard:
     """Targets behind their prompts, and whole texts in windows; at most `most` tokens, but one row at least."""
     from uphold.core.errors import EmptyError
     from uphold.models.encode import Encoded
@@ -178,7 +179,7 @@ def _guard(encoder: Encoder, texts: Sequence[tuple[str, str]], most: int) -> Gua
             rows.extend(encoder.pairs([(prompt, target)]))
             continue
         [ids] = encoder.prompts([target])
-        windows = [ids[start : start + _WINDOW] for start in range(0, len(ids), _WINDOW)]
+        windows = [ids[start : start + window] for start in range(0, len(ids), window)]
         rows.extend(Encoded(one[:1], one[1:]) for one in windows if len(one) > 1)
     if not rows:
         raise EmptyError("no text of the guard set has two tokens: nothing can be predicted in it")

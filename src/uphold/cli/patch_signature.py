@@ -71,9 +71,9 @@ def signature(
 ) -> None:
     """Robust weight signature: what robust training changed beside clean training (arXiv:2302.12480).
 
-    The three are model or adapter folders, embedded or hub models, or single weight files. The head, the last layer,
-    is never counted. The result is a patch: see 'uphold patch apply'. With --task, ends with 3 where nothing within
-    the budget helps; no patch is written then.
+    The three are model or adapter folders, embedded or hub models, or single weight files.
+    The head, the last layer, is never counted. The result is a patch: see 'uphold patch apply'.
+    With --task, ends with 3 where nothing within the budget helps; no patch is written then.
     """
     from uphold.cli.console import print_result, progress_to_stderr
     from uphold.core.errors import UsageError

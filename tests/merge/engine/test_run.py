@@ -230,10 +230,21 @@ def test_torchs_number_of_threads_is_given_back(models: dict[str, str], tmp_path
     assert torch.get_num_threads() == before
 
 
+def test_a_required_parameter_whose_filters_leave_a_tensor_out_is_asked_for(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    recipe = linear([models["a"], models["b"]])
+    recipe["models"][0]["parameters"] = {"weight": [{"filter": "self_attn", "value": 1}]}
+    with pytest.raises(UsageError, match="none of its filters fits there; add '- value:"):
+        merge(recipe, out=tmp_path / "out")
+
+
 def test_a_folder_that_is_in_use_is_not_replaced(models: dict[str, str], tmp_path: Path) -> None:
     recipe = linear([models["a"], models["b"]])
     with pytest.raises(StorageError, match="which is to be merged"):
         merge(recipe, out=models["a"])
+    with pytest.raises(StorageError, match="lies inside '"):
+        merge(recipe, out=Path(models["a"]) / "merged")
     with pytest.raises(StorageError, match="which is to be merged"):
         merge(recipe, out=tmp_path)
     (tmp_path / "mine").mkdir()
@@ -304,7 +315,7 @@ def test_numbers_that_are_none_are_warned_of(tmp_path: Path) -> None:
     names = [save_model(tmp_path / name, {"w.weight": big}) for name in ("a", "b")]
     recipe = linear(names, parameters={"normalize": False}, dtype="float16")
     (warning,) = merge(recipe, out=tmp_path / "out", threads=1).warnings
-    assert "1 tensors hold NaN or infinity, the first is w.weight" in warning
+    assert "w.weight holds NaN or infinity" in warning
 
 
 # ---- models that do not belong together --------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_the_base_has_what_is_set_for_it_where_it_is_listed() -> None:
 @pytest.mark.parametrize(
     ("shared", "error", "message"),
     [
-        ({}, UsageError, "'m' needs the parameter 'weight' of b for w"),
+        ({}, UsageError, "'m' needs the parameter 'weight' of b for w.*: write 'weight:' under the model's"),
         ({"weight": "much"}, DataError, "'much'; expected a number"),
         ({"weight": True}, DataError, "expected a number"),
         ({"weight": 1, "lambda": 3}, DataError, "3; expected between 0 and 2"),

@@ -49,6 +49,19 @@ def test_one_file(tmp_path: Path) -> None:
     assert cnn.read_bytes()[:header] == (tmp_path / "new.safetensors").read_bytes()[:header]
 
 
+def test_a_file_that_torch_wrote_becomes_one_safetensors_file(tmp_path: Path) -> None:
+    cnn = network_file(tmp_path / "cnn.safetensors")
+    patch = change(cnn, 1, ["features.0.weight"])
+    torch.save(tensors(cnn), tmp_path / "cnn.pt")
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match=r"name a \.safetensors file"):
+        apply_to_copy(tmp_path / "cnn.pt", [patch], tmp_path / "new.pt")
+    done = apply_to_copy(tmp_path / "cnn.pt", [patch], tmp_path / "new.safetensors")
+    assert done.files == ["new.safetensors"]
+    assert same(tensors(tmp_path / "new.safetensors"), in_memory(cnn, [patch], [1.0]))
+    assert {path.name for path in tmp_path.iterdir()} == before | {"new.safetensors"}
+
+
 def test_weights_that_torch_wrote_become_safetensors(tmp_path: Path, model_v1: Path, model_v2: Path) -> None:
     old = copy(model_v1, tmp_path / "old")
     torch.save(tensors(old), old / "pytorch_model.bin")

@@ -45,6 +45,7 @@ def test_a_patch_comes_back_as_it_was(tmp_path: Path, patch: Patch) -> None:
     loaded = load_patch(path)
     assert is_patch(path)
     assert loaded.id == patch.id
+    assert repr(loaded) == f"<Patch {patch.id[:12]} (test), 8 tensors>"
     assert loaded.manifest == patch.manifest
     for name, delta in patch.deltas.items():
         assert torch.equal(loaded.deltas[name].tensor(), delta.tensor())

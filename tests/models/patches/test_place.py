@@ -254,7 +254,7 @@ def test_damage_to_what_was_kept_is_noticed_before_anything_changes(cnn: Path, t
 
 
 def test_only_files_of_ones_own_are_patched_in_place(cnn: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="use --out"):
+    with pytest.raises(UsageError, match="makes a patched copy"):
         apply_in_place("embedded:v1", [change(cnn, 1, ["half"])])
     folder = tmp_path / "m"
     folder.mkdir()

@@ -187,8 +187,8 @@ def _card(plan: Plan, facts: dict[str, Any]) -> str:
             f"---\n{yaml.safe_dump(header, sort_keys=True, allow_unicode=True)}---",
             f"# {recipe.name or 'Merged model'}",
             "",
-            f"Made from {len(references)} models by `{recipe.merge_method}`{paper} with Uphold "
-            f"{facts['versions']['uphold']}.",
+            f"Made from {len(references)} model{'' if len(references) == 1 else 's'} by `{recipe.merge_method}`{paper} "
+            f"with Uphold {facts['versions']['uphold']}.",
             "",
             "## Models",
             "",

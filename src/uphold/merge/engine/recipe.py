@@ -90,7 +90,7 @@ def _scalar(value: Any) -> Scalar:
         except ValueError:
             return str(value)
     if not isinstance(value, bool | int | float):
-        raise ValueError(f"a {type(value).__name__}; expected a number, a list of numbers, or filters with values")
+        raise ValueError(f"{_kind(value)}; expected a number, a list of numbers, or filters with values")
     if not math.isfinite(value):
         raise ValueError(f"{value}; expected a finite number")
     return value
@@ -306,7 +306,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
         text = path.read_text(encoding="utf-8")
         if _depth(text) > _DEEPEST:
             raise DataError(f"{path} has brackets in brackets, more than {_DEEPEST} deep: that is no recipe")
-        content = yaml.safe_load(text)
+        content = _Loader(text).get_single_data()
     except OSError as error:
         raise DataError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -317,8 +317,21 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     return _checked(content, str(path))
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise ValueError(f"line {key.start_mark.line + 1}: the key '{key.value}' stands there twice")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _kind(content: Any) -> str:
-    return "empty" if content is None else f"a {type(content).__name__}"
+    names = {type(None): "empty", list: "a list", str: "text", int: "a number", float: "a number"}
+    return names.get(type(content), f"a {type(content).__name__}")
 
 
 def _depth(text: str) -> int:

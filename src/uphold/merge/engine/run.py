@@ -99,7 +99,7 @@ class Merge:
         facts = self.facts
         how = "found finished" if self.reused else f"in {self.seconds:.1f} s"
         text = (
-            f"{len(facts['inputs'])} models by {facts['method']}: {facts['tensors']} tensors, "
+            f"{_many(len(facts['inputs']), 'model')} by {facts['method']}: {_many(facts['tensors'], 'tensor')}, "
             f"{size_text(facts['bytes'])}, {how}\nweights: {self.weights}"
         )
         if self.diagnostics is not None:
@@ -264,16 +264,18 @@ def _wish(source: Any, force: bool) -> Wish:
 
 
 def check_folder(out: Path, inputs: Mapping[str, Input]) -> None:
-    """Refuse to replace what is no merge, or a model that is about to be read.
+    """Refuse to replace what is no merge, and to write over or into a model that is about to be read.
 
     Raises:
-        StorageError: `out` is one of the two, or a file.
+        StorageError: `out` is one of these, or a file.
     """
     place = out.resolve()
     for one in inputs.values():
         for used in (one.checkpoint.path, one.folder, one.adapter.path if one.adapter is not None else None):
             if used is not None and (place == used.resolve() or place in used.resolve().parents):
                 raise StorageError(f"{out} holds '{one.name}', which is to be merged; give --out another folder")
+            if used is not None and used.is_dir() and used.resolve() in place.parents:
+                raise StorageError(f"{out} lies inside '{one.name}', which is to be merged; give --out another folder")
     if out.exists() and not out.is_dir():
         raise StorageError(f"{out} is a file, but a folder is needed; give --out another place")
     if out.is_dir() and any(out.iterdir()) and not (out / FACTS).is_file():
@@ -305,10 +307,13 @@ def _remarks(plan: Plan, outcome: Outcome) -> list[str]:
 def _odd(outcome: Outcome) -> list[str]:
     if not outcome.odd:
         return []
-    return [
-        f"{len(outcome.odd)} tensors hold NaN or infinity, the first is {min(outcome.odd)}: inputs that do, or numbers "
-        "too large for the element type"
-    ]
+    held = f"{min(outcome.odd)} holds" if len(outcome.odd) == 1 else f"{len(outcome.odd)} tensors hold"
+    first = "" if len(outcome.odd) == 1 else f", the first is {min(outcome.odd)}"
+    return [f"{held} NaN or infinity{first}: inputs that do, or numbers too large for the element type"]
+
+
+def _many(count: int, one: str) -> str:
+    return f"{count:,} {one}{'' if count == 1 else 's'}"
 
 
 def size_text(count: int) -> str:

@@ -101,10 +101,10 @@ def _value(method: str, parameter: Parameter, place: Place, scopes: Sequence[Sco
         if parameter.default is not REQUIRED:
             return parameter.default
         where = f" of {model}" if model else ""
-        raise UsageError(
-            f"'{method}' needs the parameter '{parameter.name}'{where} for {place.name}: "
-            f"write '{parameter.name}:' under the {'model' if model else 'recipe'}'s parameters"
-        )
+        mend = f"write '{parameter.name}:' under the {'model' if model else 'recipe'}'s parameters"
+        if any(parameter.name in scope for scope in scopes):
+            mend = "none of its filters fits there; add '- value: ...' behind them"
+        raise UsageError(f"'{method}' needs the parameter '{parameter.name}'{where} for {place.name}: {mend}")
     return typed(parameter, found, f"for {place.name}")
 
 

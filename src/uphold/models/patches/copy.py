@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from uphold.core.errors import UsageError
 from uphold.core.progress import Progress, silent
 from uphold.core.storage import atomic_folder, atomic_path, disk_errors, read_json, write_json
-from uphold.models.checkpoint_writer import CheckpointWriter
+from uphold.models.checkpoint_writer import SHARD_SIZE, CheckpointWriter
 from uphold.models.load import ADAPTER_FACTS
 from uphold.models.patches.apply import check_fit
 from uphold.models.patches.journal import Place, settle
@@ -73,7 +74,10 @@ def apply_to_copy(
             progress("write weights", min(done, len(names)), len(names))
 
         if any(info.start < 0 for info in pristine.checkpoint.infos.values()):
-            written = _write_anew(place, out, pristine, ahead, tally, step)
+            if place.path.is_file():
+                written = _write_anew_file(place, out, pristine, ahead, tally, step)
+            else:
+                written = _write_anew(place, out, pristine, ahead, tally, step)
         elif place.path.is_file():
             with atomic_path(out) as temporary:
                 _write_file(place.path, temporary, pristine, ahead, tally, step)
@@ -84,7 +88,7 @@ def apply_to_copy(
 
 
 def _check_out(place: Place, out: Path) -> None:
-    if place.path.is_file() and place.path.suffix == ".safetensors" and out.suffix != ".safetensors":
+    if place.path.is_file() and out.suffix != ".safetensors":
         raise UsageError(f"{place.path} is a file: name a .safetensors file with --out, not '{out}'")
     if place.path.is_dir() and out.resolve().is_relative_to(place.path):
         raise UsageError(f"{out} is in the folder of the model itself: name a place beside it with --out")
@@ -121,13 +125,33 @@ def _write_folder(
     return sorted(files)
 
 
-def _write_anew(
+def _write_anew_file(
     place: Place, out: Path, pristine: Pristine, ahead: Ledger, tally: Tally, step: Callable[[], None]
+) -> list[str]:
+    """A weights file that torch wrote, as one safetensors file."""
+    folder = out.with_name(f".{out.name}.new")
+    (file,) = _write_anew(place, folder, pristine, ahead, tally, step, shard_size=sys.maxsize)
+    with disk_errors(out):
+        os.replace(folder / file, out)
+        shutil.rmtree(folder)
+    return [out.name]
+
+
+def _write_anew(
+    place: Place,
+    out: Path,
+    pristine: Pristine,
+    ahead: Ledger,
+    tally: Tally,
+    step: Callable[[], None],
+    *,
+    shard_size: int = SHARD_SIZE,
 ) -> list[str]:
     """Weights that torch wrote, as safetensors."""
     infos = pristine.checkpoint.infos
     stem = "adapter_model" if (place.path / "adapter_config.json").is_file() else "model"
-    with CheckpointWriter(out, {name: (info.dtype, info.shape) for name, info in infos.items()}, stem=stem) as writer:
+    announced = {name: (info.dtype, info.shape) for name, info in infos.items()}
+    with CheckpointWriter(out, announced, shard_size=shard_size, stem=stem) as writer:
         for name in infos:
             tensor = pristine.tensor(name)
             assert tensor is not None

@@ -35,7 +35,8 @@ def save_patch(patch: Patch, path: str | Path) -> Path:
     """Write `patch` as one safetensors file, atomically; equal patches give equal bytes.
 
     Raises:
-        UsageError: the file would not end in `.safetensors`, or a number is not finite.
+        UsageError: the file would not end in `.safetensors`, would replace something else than a patch, or a number is
+            not finite.
         StorageError: the disk refused.
     """
     from safetensors.torch import save_file
@@ -57,11 +58,13 @@ def patch_path(path: str | Path) -> Path:
     """Where a patch is to be saved: ask before the work of making one.
 
     Raises:
-        UsageError: the file would not end in `.safetensors`.
+        UsageError: the file would not end in `.safetensors`, or something else than a patch would be lost.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise UsageError(f"a patch is saved as a .safetensors file, not as '{path.name}'")
+        raise UsageError(f"a patch is saved as a .safetensors file, not as '{path}'")
+    if path.exists() and not is_patch(path):
+        raise UsageError(f"{path} is there already and is no patch, so it is not replaced: name another file")
     return path
 
 

@@ -85,7 +85,8 @@ def make(
             progress("make a patch", done, len(chosen))
         touched = [*deltas, *replacements]
         if not touched:
-            raise EmptyError(f"nothing to put into a patch: {len(chosen)} tensors were compared and none differs")
+            size = f" by more than {threshold:g}" if threshold else ""
+            raise EmptyError(f"nothing to put into a patch: {len(chosen)} tensors were compared and none differs{size}")
         manifest = Manifest(
             method,
             {name: value_hash(old.tensor(name)) for name in touched},

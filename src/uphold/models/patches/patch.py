@@ -73,6 +73,10 @@ class Patch:
         if unknown:
             raise UsageError(f"the manifest's pristine hashes and the touched tensors differ in '{unknown[0]}'")
 
+    def __repr__(self) -> str:
+        """Short: a patch's numbers would fill the screen."""
+        return f"<Patch {self.id[:12]} ({self.manifest.method}), {len(self.names)} tensors>"
+
     @property
     def names(self) -> tuple[str, ...]:
         """The tensors that it touches, sorted."""

@@ -135,7 +135,10 @@ def place_at(model: str | Path) -> Place:
     """
     path = Path(model).expanduser()
     if not path.exists():
-        raise UsageError(f"'{model}' is no folder or file here: only those are patched in place; use --out instead")
+        raise UsageError(
+            f"'{model}' is no folder or file here: only those are patched in place; "
+            "'uphold patch apply' with --out makes a patched copy"
+        )
     return Place(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)
 
 

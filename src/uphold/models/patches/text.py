@@ -70,9 +70,7 @@ def describe_entries(model: str, entries: Sequence[Entry]) -> str:
     lines = [f"{model}: {_many(len(entries), 'patch', 'patches')} applied"]
     for one in entries:
         forced = ", forced" if one.forced else ""
-        lines.append(
-            f"  {one.patch.id[:12]}  strength {one.strength:g}{forced}  {one.file}  {describe_patch(one.patch)}"
-        )
+        lines.append(f"  {one.file or '-'} x {one.strength:g}{forced}: {describe_patch(one.patch)}")
     return "\n".join(lines)
 
 
