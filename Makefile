@@ -29,8 +29,9 @@ $(READY): pyproject.toml requirements.lock
 demo: $(READY)
 	$(BIN)/uphold demo --preset embedded
 
+# One thread for each worker: more would wait for each other.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
