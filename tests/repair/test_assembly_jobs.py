@@ -25,9 +25,10 @@ from tests.models.stages.nets import (
 )
 from tests.models.tiny import tiny
 from uphold.core.errors import CorruptError, UsageError
+from uphold.models.fingerprint import tensors_hash
 from uphold.models.stages.build import Blueprint, decoder_blueprint
 from uphold.models.stages.data import Classification, Examples, NextToken
-from uphold.models.stages.stages import Stages, compose, tensors_hash
+from uphold.models.stages.stages import Stages, compose
 from uphold.models.stages.training import Training, seeded, stage_seed
 from uphold.repair.assembly_jobs import Job, incubate, read_job, train_whole
 

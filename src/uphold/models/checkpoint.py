@@ -23,7 +23,7 @@ import torch
 from uphold.core.errors import CorruptError, ModelError
 from uphold.core.hashing import sha256_of, sha256_of_file, sha256_of_parts
 from uphold.core.storage import read_json
-from uphold.models.fingerprint import weights_hash
+from uphold.models.fingerprint import bytes_of, weights_hash
 
 STAGING, JOURNAL = "uphold-patches.new", "journal.json"
 """Where patching prepares a change of a folder, and the file that is there while it takes place."""
@@ -170,12 +170,6 @@ class Checkpoint:
                 raise ModelError(f"cannot read {file}: {error.strerror or error}") from error
             found = self._maps.setdefault(file, found)
         return found
-
-
-def bytes_of(values: torch.Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order; a copy only where they do not lie so, or not in main memory."""
-    flat = values.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def kind_of(info: TensorInfo) -> tuple[str, list[int]]:

@@ -23,7 +23,8 @@ import torch
 
 from uphold.core.errors import UsageError
 from uphold.core.storage import atomic_folder, write_json
-from uphold.models.checkpoint import DTYPE_NAMES, INDEX, bytes_of
+from uphold.models.checkpoint import DTYPE_NAMES, INDEX
+from uphold.models.fingerprint import bytes_of
 
 SHARD_SIZE = 5_000_000_000
 """Bytes in one file, as the hub has them."""

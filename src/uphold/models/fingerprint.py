@@ -84,21 +84,32 @@ def weights_hash(folder: Path) -> str:
 
 def module_fingerprint(model: torch.nn.Module, name: str) -> dict[str, Any]:
     """The fingerprint of a model that was handed over loaded."""
-    import torch
-
-    def parts() -> Iterator[bytes | memoryview]:
-        for key, tensor in sorted(model.state_dict().items()):
-            yield f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode()
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            yield memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""
-
     config = getattr(model, "config", None)
     return {
         "name": name,
-        "weights": sha256_of_parts(parts()),
+        "weights": tensors_hash(model.state_dict()),
         "config": sha256_of(_stable(config.to_dict())) if config is not None else "",
         "adapter": None,
     }
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes of tensors in memory; the order does not matter."""
+
+    def parts() -> Iterator[bytes | memoryview]:
+        for name, tensor in sorted(tensors.items()):
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+            yield bytes_of(tensor)
+
+    return sha256_of_parts(parts())
+
+
+def bytes_of(values: torch.Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order; a copy only where they do not lie so, or not in main memory."""
+    import torch
+
+    flat = values.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

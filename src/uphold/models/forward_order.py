@@ -15,6 +15,8 @@ from torch import nn
 
 from uphold.core.errors import UsageError
 
+DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""What configs call the number of blocks."""
 _NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 _HEAD = re.compile(
     r"(^|[._])(lm_head|embed_out|head|classifier|fc|score|output|norm|norm_f|ln_f|ln_out|final_layer_?norm)([._]|$)"

@@ -20,12 +20,12 @@ import torch
 
 from uphold.core.errors import UsageError
 from uphold.core.storage import read_json
+from uphold.models.forward_order import DEPTH_KEYS
 from uphold.models.patches.source import Weights, WeightsLike, open_weights, weights_path
 
 UNTRAINED = 1e-16
 """<a, a> / <theta, theta> up to which clean training left a tensor as it was: below the rounding of float32."""
 _CHUNK = 1 << 21
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 class Projection(NamedTuple):
@@ -133,7 +133,7 @@ def _chunks(*tensors: torch.Tensor) -> Iterator[list[torch.Tensor]]:
 
 def _blocks(config: Any) -> int | None:
     for part in (config.get("text_config"), config) if isinstance(config, dict) else ():
-        found = [part[key] for key in _COUNTS if key in part] if isinstance(part, dict) else []
+        found = [part[key] for key in DEPTH_KEYS if key in part] if isinstance(part, dict) else []
         if found and isinstance(found[0], int):
             return found[0]
     return None

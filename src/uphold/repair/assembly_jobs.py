@@ -61,7 +61,7 @@ class Job:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        from uphold.models.stages.stages import tensors_hash
+        from uphold.models.fingerprint import tensors_hash
 
         path = self.folder / MODULE
         try:
@@ -171,8 +171,8 @@ def _train(
 ) -> None:
     from safetensors.torch import save_file
 
+    from uphold.models.fingerprint import tensors_hash
     from uphold.models.load import library_versions
-    from uphold.models.stages.stages import tensors_hash
     from uphold.models.stages.training import fit
 
     started = time.monotonic()

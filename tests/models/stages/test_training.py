@@ -12,8 +12,8 @@ from torch import nn
 
 from tests.models.stages.nets import QUICK, drawn, dropout_mlp, examples, mlp, noise
 from uphold.core.errors import CorruptError, ModelError, UsageError
+from uphold.models.fingerprint import tensors_hash
 from uphold.models.stages.data import Classification, Examples
-from uphold.models.stages.stages import tensors_hash
 from uphold.models.stages.training import FineTuning, Trainee, Training, batches, fit, seeded, threads
 
 

@@ -21,7 +21,8 @@ from uphold.merge.engine.plan import Plan, Planned
 from uphold.merge.engine.sources import Permuted, Source, Stored
 from uphold.merge.engine.view import CHUNK, TensorView, largest_chunk, spans
 from uphold.merge.protocol import Chunk, Settings, View
-from uphold.models.checkpoint import DTYPE_NAMES, bytes_of
+from uphold.models.checkpoint import DTYPE_NAMES
+from uphold.models.fingerprint import bytes_of
 
 MEMORY = 400_000_000
 """Bytes that all threads together may work in; one thread takes what it needs."""

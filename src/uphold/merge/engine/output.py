@@ -21,6 +21,7 @@ from uphold.merge.engine.inputs import Input
 from uphold.merge.engine.names import stacks_of
 from uphold.merge.engine.plan import Plan
 from uphold.merge.engine.recipe import Recipe
+from uphold.models.forward_order import DEPTH_KEYS
 from uphold.models.load import load_tokenizer
 from uphold.models.vocabulary import save_tokenizer
 
@@ -40,7 +41,6 @@ _COPIED = (
     "chat_template.json",
 )
 _PROCESSORS = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
-_DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LIBRARIES = ("uphold", "torch", "numpy", "safetensors")
 _CHATML = (
@@ -99,7 +99,7 @@ def output_config(plan: Plan) -> dict[str, Any]:
         text["vocab_size"] = plan.rows
     if plan.origins:
         before = max(stacks_of(plan.donor.checkpoint.infos).values())
-        for key in _DEPTH_KEYS:
+        for key in DEPTH_KEYS:
             if key in text:
                 text[key] = len(plan.origins)
         for key, value in text.items():

@@ -15,7 +15,7 @@ from uphold.core.storage import atomic_folder, atomic_path, disk_errors, read_js
 from uphold.models.checkpoint_writer import SHARD_SIZE, CheckpointWriter
 from uphold.models.load import ADAPTER_FACTS
 from uphold.models.patches.apply import check_fit
-from uphold.models.patches.journal import Place, settle
+from uphold.models.patches.journal import Place, settle, sync
 from uphold.models.patches.ledger import Entry, Ledger, Pristine, read_ledger
 from uphold.models.patches.patch import Patch, in_order
 from uphold.models.patches.place import Switched
@@ -120,7 +120,7 @@ def _write_folder(
         _copy_others(place, temporary, lambda name: name in files)
         for file in sorted(files):
             _write_file(place.path / file, temporary / file, pristine, ahead, tally, step)
-            _sync(temporary / file)
+            sync(temporary / file)
         _write_facts(place, temporary, ahead)
     return sorted(files)
 
@@ -187,8 +187,3 @@ def _write_facts(place: Place, folder: Path, ahead: Ledger) -> None:
     earlier = facts.get("patches", [])
     patches = [*(earlier if isinstance(earlier, list) else []), *(one.facts() for one in ahead.entries)]
     write_json(folder / ADAPTER_FACTS, facts | {"patches": patches})
-
-
-def _sync(path: Path) -> None:
-    with disk_errors(path), path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -23,6 +23,7 @@ import torch
 
 from uphold.core.errors import UsageError
 from uphold.core.hashing import canonical_json, sha256_of, sha256_of_parts
+from uphold.models.fingerprint import bytes_of
 from uphold.models.patches.delta import CHUNK, Delta, dtype_name, place_dtype, replaced, total
 from uphold.models.patches.quantise import Quantised, Scheme
 
@@ -252,7 +253,7 @@ def value_hash(tensor: torch.Tensor) -> str:
     parts = [dtype_name(tensor).encode() if not wide else b"float32"]
     for start in range(0, flat.numel(), CHUNK):
         piece = flat[start : start + CHUNK].cpu()
-        parts.append(sha256_of_parts([_bytes(piece.float() if wide else piece)]).encode())
+        parts.append(sha256_of_parts([bytes_of(piece.float() if wide else piece)]).encode())
     return sha256_of_parts(parts)
 
 
@@ -261,12 +262,8 @@ def pristine_hashes(before: Mapping[str, torch.Tensor], names: Sequence[str]) ->
     return {name: value_hash(before[name]) for name in names}
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
 def _bytes_hash(tensor: torch.Tensor) -> str:
-    return sha256_of_parts([_bytes(tensor) if tensor.numel() else b""])
+    return sha256_of_parts([bytes_of(tensor)])
 
 
 def _finite(number: float) -> float:

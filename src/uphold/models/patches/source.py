@@ -13,6 +13,7 @@ import torch
 from uphold.core.errors import UsageError
 from uphold.core.hashing import sha256_of, sha256_of_parts
 from uphold.models.checkpoint import DTYPE_NAMES, Checkpoint, open_checkpoint
+from uphold.models.fingerprint import bytes_of
 from uphold.models.reference import find_model
 
 WeightsLike = Any
@@ -120,6 +121,5 @@ def _untied(tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
 
 
 def _entry(name: str, tensor: torch.Tensor) -> list[Any]:
-    flat = tensor.cpu().contiguous().reshape(-1)
-    data = sha256_of_parts([flat.view(torch.uint8).numpy().data if flat.numel() else b""])
+    data = sha256_of_parts([bytes_of(tensor)])
     return [name, DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), list(tensor.shape), data]

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from uphold.models.checkpoint import TensorInfo
+from uphold.models.fingerprint import bytes_of
 from uphold.models.patches.delta import CHUNK, Piece, fused, replaced
 from uphold.models.patches.patch import Patch, terms_of
 
@@ -66,6 +67,6 @@ def write_patched(
         for name, info, pristine in tensors:
             for piece in pieces(name, pristine, touching(name)):
                 file.seek(info.start + piece.start * info.dtype.itemsize)
-                file.write(piece.values.contiguous().view(torch.uint8).numpy().data)
+                file.write(bytes_of(piece.values))
                 tally.asked, tally.lost = tally.asked + piece.asked, tally.lost + piece.lost
             step()

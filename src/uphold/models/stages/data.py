@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from uphold.core.errors import EmptyError, UsageError
+from uphold.models.fingerprint import tensors_hash
 from uphold.models.stages.split import evaluating, run
-from uphold.models.stages.stages import tensors_hash
 
 IGNORED = -100
 """The target of a token that counts neither in the loss nor in the accuracy."""

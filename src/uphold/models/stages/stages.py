@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from uphold.core.errors import UsageError
-from uphold.core.hashing import sha256_of, sha256_of_parts
+from uphold.core.hashing import sha256_of
+from uphold.models.fingerprint import tensors_hash
 from uphold.models.shared import shared_copy
 from uphold.models.stages.split import block_run, counts_of_ratios, find_blocks, late_parts, part_of, shell_parts
 
@@ -329,18 +330,6 @@ def layer_types(model: nn.Module) -> list[Any]:
     # Not where it is computed from the depth, as in some families.
     config = getattr(model, "config", None)
     return list((vars(config).get("layer_types") if config is not None else None) or ())
-
-
-def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes; the order does not matter."""
-
-    def parts() -> Iterator[bytes | memoryview]:
-        for name, tensor in sorted(tensors.items()):
-            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            yield memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""  # type: ignore[arg-type]
-
-    return sha256_of_parts(parts())
 
 
 def _device(model: nn.Module) -> torch.device:
