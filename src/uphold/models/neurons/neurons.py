@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from uphold.core.errors import ModelError, UsageError
 from uphold.models.neurons.config import Layers
 
-_KNOWN = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc_out", "fc2", "w2")
+KNOWN = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc_out", "fc2", "w2")
 """Ends of the names that down-projections have in Llama, Gemma, Qwen, Mistral, Phi-3 / GPT-2, GPT-BigCode, StarCoder2 /
 GPT-NeoX, BLOOM, Falcon / GPT-J, CodeGen / OPT, Phi / models after Meta's own Llama."""
 
@@ -152,7 +152,7 @@ def _find_downs(model: Any, hidden: int, pattern: str | None) -> tuple[Down, ...
         names = [
             name
             for name in linear
-            if any(name == end or name.endswith(f".{end}") for end in _KNOWN) and re.search(r"\.\d+\.|^\d+\.", name)
+            if any(name == end or name.endswith(f".{end}") for end in KNOWN) and re.search(r"\.\d+\.|^\d+\.", name)
         ]
     downs = tuple(Down(layer, name, linear[name]) for layer, name in enumerate(names))
     if not downs:
