@@ -10,9 +10,10 @@ module:a.b.c    the output of any module; its input after `module<a.b.c`
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, cast, get_args
 
-from uphold.core.errors import UsageError
+from uphold.core.errors import UsageError, unknown_name
 
 Kind = Literal["residual", "head", "query", "key", "value", "attention", "mlp", "hidden", "module", "module-input"]
 PER_HEAD: tuple[Kind, ...] = ("head", "query", "key", "value")
@@ -61,3 +62,16 @@ def parse_site(text: str) -> Site:
             "attention.3, mlp.3, hidden.3, or module:PATH"
         )
     return Site(kind_name, *found_numbers)  # type: ignore[arg-type]
+
+
+def parse_kinds(names: Iterable[str]) -> tuple[Kind, ...]:
+    """Kinds of sites that a decoder's blocks have, by name.
+
+    Raises:
+        UsageError: one is unknown.
+    """
+    known = [kind for kind in get_args(Kind) if not kind.startswith("module")]
+    for name in names:
+        if name not in known:
+            raise unknown_name("kind of site", name, known)
+    return cast(tuple[Kind, ...], tuple(dict.fromkeys(names)))

@@ -1,0 +1,1 @@
+"""Explain: where in the network an update changed things."""

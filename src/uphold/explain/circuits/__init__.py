@@ -1,0 +1,1 @@
+"""Circuits: which heads do a task at which positions, and what an update changed in them."""
