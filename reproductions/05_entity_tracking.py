@@ -23,6 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from uphold.explain.circuit import CircuitConfig, circuit
 from uphold.explain.circuits.compare import by_layer_and_role
 from uphold.explain.circuits.cross import cross_effects, cross_screen
+from uphold.explain.circuits.effects import Effects
 from uphold.explain.circuits.entity_tracking import DESIDERATA, Compact, corrupted
 from uphold.explain.circuits.masking import MaskConfig, learn_mask
 from uphold.explain.circuits.measures import solved
@@ -93,7 +94,7 @@ def run_seed(seed: int) -> dict[str, Any]:
     print(f"seed {seed}: A after {steps} steps\n{found}", flush=True)
     layout, later = read_layout(old), read_layout(new)
     groups = {**by_layer_and_role(nodes_of(layout, [*prompts.roles, OTHER])), "circuit": found.nodes}
-    across = cmap(old, new, fresh, groups=groups, config=CmapConfig(seed=seed))
+    across = cmap(old, new, fresh, groups=groups, config=CmapConfig(randoms=10, seed=seed))
     print(across, flush=True)
     by_input = cmap(old, new, fresh, groups={FETCHERS: groups[FETCHERS]}, config=CmapConfig("input", 0))
     return {
@@ -130,21 +131,28 @@ def masks(layout: Any, seed: int) -> dict[str, Any]:
 
 
 def paths(layout: Any, generator: torch.Generator) -> dict[str, Any]:
-    """Scores of paths: last-position heads to the answer, and heads at the object into the values of the best two."""
+    """Scores of paths: from the last position to the answer and queries there, from the object to keys and values."""
     scenes = TASK.scenes(300, generator)
     other = corrupted(scenes, generator, labels=TASK.labels, objects=TASK.objects)
     clean, corrupt = TASK.prompts(scenes), TASK.prompts(other)
     direct = path_patching(layout, clean, corrupt, nodes_of(layout, ["last"]))
-    ranked = direct.ranked(relative=True)
-    into = Receivers(tuple(node for node, _ in ranked[:2]), "query")
-    through = path_patching(layout, clean, corrupt, [Node(0, head, "last") for head in range(4)], into)
-    return {
-        "to the answer": {str(node): score for node, score in ranked},
-        f"into the queries of {' and '.join(map(str, into.nodes))}": {
-            str(node): score for node, score in through.ranked(relative=True)
-        },
-        "left out": direct.left_out,
-    }
+    found: dict[str, Any] = {"left out": direct.left_out, "last to the answer": scores(direct)}
+    for role, part in (("last", "query"), ("object", "key"), ("object", "value")):
+        into = Receivers(tuple(Node(1, head, role) for head in range(4)), part)
+        senders = [Node(0, head, role) for head in range(4)]
+        found[f"{role} to {part} of block 1"] = scores(path_patching(layout, clean, corrupt, senders, into))
+    return found
+
+
+def scores(effects: Effects) -> dict[str, float]:
+    """The paper's score by sender, the most important first."""
+    return {str(node): score for node, score in effects.ranked(relative=True)}
+
+
+def random_share(report: Mapping[str, Any]) -> float:
+    """What random groups of the fetchers' size recover of the gain."""
+    share: float = (report["groups"][FETCHERS]["random_in_old"] - report["old"]) / (report["new"] - report["old"])
+    return share
 
 
 def judge(seeds: Sequence[Mapping[str, Any]]) -> list[Claim]:
@@ -154,6 +162,7 @@ def judge(seeds: Sequence[Mapping[str, Any]]) -> list[Claim]:
     chance = [[sum(one["random"]) / len(one["random"]) for one in row] for row in (own, other)]
     recovered = [one["recovered"] for one in seeds]
     rest = [max(one[name] for name in one if name not in (FETCHERS, "circuit")) for one in recovered]
+    randoms = [random_share(one["cmap"]) for one in seeds]
     dcm = [one["dcm"]["B"] for one in seeds]
     fit = [one["screen"]["pearson"] for one in seeds]
     return [
@@ -187,6 +196,11 @@ def judge(seeds: Sequence[Mapping[str, Any]]) -> list[Claim]:
             all(one[FETCHERS] > best for one, best in zip(recovered, rest, strict=True)),
         ),
         Claim(
+            "the value fetchers carry at least 10 % of the gain more than as many random heads at the last position",
+            f"random heads: {mean_and_spread(randoms)} %",
+            all(one[FETCHERS] >= low + 0.1 for one, low in zip(recovered, randoms, strict=True)),
+        ),
+        Claim(
             "heads at the last position carry the object (DCM in B), and no label",
             f"object {mean_and_spread([one['object']['accuracy'] for one in dcm])} % over a floor of "
             f"{mean_and_spread([one['object']['floor'] for one in dcm])} %; "
@@ -195,7 +209,7 @@ def judge(seeds: Sequence[Mapping[str, Any]]) -> list[Claim]:
         ),
         Claim(
             "gradients across models rank nodes as patching does (Pearson at least 0.8)",
-            f"{mean_and_spread(fit)} %",
+            ", ".join(f"{value:.2f}" for value in fit),
             all(value >= 0.8 for value in fit),
         ),
     ]
@@ -228,7 +242,7 @@ def draw(seeds: Sequence[Mapping[str, Any]], path: Path) -> None:
         right.barh(place, sum(values) / len(values), color="C1", alpha=0.6)
         right.scatter(values, [place] * len(values), color="black", s=12, zorder=3)
     right.set_yticks(range(len(names)), names)
-    right.set_xlabel("share of the gain from A to B that the group of B recovers in A, %")
+    right.set_xlabel("share of the gain that the group of B recovers in A, %")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)

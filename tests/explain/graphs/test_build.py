@@ -52,9 +52,10 @@ def test_a_linear_layer_selects_positive_contributions() -> None:
     net[0].weight.data = torch.tensor([[2.0, -1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.double)
     x = torch.rand(30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.double) + 0.5
     x[:, 3] = 0
+    x = x[2 * x[:, 0] > x[:, 1]]
     found = class_graph(net, x, 0, config=GraphConfig(test_input=True)).layers[0]
     assert found.causes == (0,)
-    torch.testing.assert_close(torch.tensor(found.change), -(net[0].weight[0] * x.mean(0)).detach())
+    torch.testing.assert_close(torch.tensor(found.change, dtype=torch.double), -(net[0].weight[0] * x.mean(0)).detach())
     assert found.change[2:] == (0, 0)
 
 

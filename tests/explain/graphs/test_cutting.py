@@ -90,7 +90,7 @@ def test_one_linear_layer_by_hand() -> None:
 def test_a_weight_in_its_own_place_changes_nothing() -> None:
     chain, x = trace(lenet(), images()), images()
     clean = chain.clean(x)
-    own = float(chain.layers[3].module.weight[1, 4])
+    own = chain.layers[3].module.weight[1, 4].item()
     assert torch.equal(cut_edges(chain, clean, 3, [(1, 4)], Instead(own))[0], clean.logits)
 
 

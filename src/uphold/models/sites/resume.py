@@ -70,7 +70,7 @@ def keep(layout: Layout, inputs: Mapping[str, torch.Tensor], at: torch.Tensor) -
 
 
 def resume(
-    layout: Layout, kept: Kept, edits: Sequence[Edit], *, layer: int, start: int = 0, rows: torch.Tensor | None = None
+    layout: Layout, kept: Kept, edits: Sequence[Edit], *, layer: int, start: int = 0, rows: torch.Tensor | None = None, grad: bool = False
 ) -> torch.Tensor:
     """Logits at the position that counts, after edits at or behind block `layer` and position `start`.
 
@@ -82,6 +82,7 @@ def resume(
             count as well.
         start: the position to begin with.
         rows: rows of `kept`, any number of times each; all where None.
+        grad: whether to keep the graph.
 
     Returns:
         Shape (rows, V); of rows whose position that counts lies before `start`, it is of no meaning.
@@ -107,7 +108,7 @@ def resume(
             entering = written(entering, edit)  # indexing has made it a copy
         else:
             later.append(edit)
-    with ready(layout.model), _beginning(layout, layer, entering, kept.alone), writing(layout, later):
+    with ready(layout.model, grad), _beginning(layout, layer, entering, kept.alone), writing(layout, later):
         return logits_of(layout.model, named, at)
 
 
