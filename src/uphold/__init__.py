@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from uphold import explain as explain
     from uphold import merge as merge
     from uphold import patch as patch
     from uphold import repair as repair
@@ -57,7 +58,7 @@ _HOMES = {
     "write_report": "uphold.report",
     "load_task": "uphold.tasks.load",
 }
-_ROOMS = ("measure", "repair", "merge", "patch", "stages", "report")
+_ROOMS = ("measure", "explain", "repair", "merge", "patch", "stages", "report")
 
 __all__ = ["__version__", *_HOMES, *_ROOMS]
 

@@ -11,7 +11,22 @@ from typing import Annotated
 
 import typer
 
-from uphold.cli import adapt, compare, demo, evaluate, gate, history, lists, merge, patch, power, repair, report, serve
+from uphold.cli import (
+    adapt,
+    compare,
+    demo,
+    evaluate,
+    explain,
+    gate,
+    history,
+    lists,
+    merge,
+    patch,
+    power,
+    repair,
+    report,
+    serve,
+)
 from uphold.cli.arguments import OnceEach
 from uphold.cli.console import discard_stdout, say
 from uphold.cli.options import with_config_options
@@ -31,6 +46,7 @@ app.command()(history.history)
 app.command()(power.power)
 app.command()(evaluate.evaluate)
 app.command(cls=OnceEach)(with_config_options(adapt.adapt, AdaptConfig, "adapt"))
+app.add_typer(explain.app, name="explain")
 app.add_typer(repair.app, name="repair")
 app.add_typer(patch.app, name="patch")
 app.command()(merge.merge)

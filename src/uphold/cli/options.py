@@ -62,6 +62,7 @@ def with_config_options(command: Callable[..., None], config: type, section: str
         section: of recipes, for the defaults that the help names: those of the recipe `paper`.
     """
     names = [entry.name for entry in fields(config)]
+    listed = [name for name, hint in get_type_hints(config).items() if _is_list(hint)]
     options = _options(config, section)
     signature = inspect.signature(command, eval_str=True)
     own = [parameter for name, parameter in signature.parameters.items() if name != "overrides"]
@@ -71,6 +72,9 @@ def with_config_options(command: Callable[..., None], config: type, section: str
         for name in names:
             if values.pop(_off(name), None):
                 overrides[name] = False
+        for name in listed:
+            if overrides[name] is not None:
+                overrides[name] = tuple(filter(None, map(str.strip, overrides[name].split(","))))
         command(**values, overrides={name: value for name, value in overrides.items() if value is not None})
 
     run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
@@ -101,6 +105,8 @@ def _options(config: type, section: str) -> list[inspect.Parameter]:
         }
         if choices:
             shown["metavar"] = "NAME"
+        if _is_list(hint):
+            hint, shown["metavar"] = str, "NAME,..."
         if hint is bool:
             options += _switches(name, shown, bool(default))
         else:
@@ -124,6 +130,11 @@ def _option(name: str, hint: Any, option: Any) -> inspect.Parameter:
     )
 
 
+def _is_list(hint: Any) -> bool:
+    """Whether a field holds several names, which are typed as one option with commas."""
+    return get_origin(hint) is tuple
+
+
 def _off(name: str) -> str:
     return f"no_{name}"
 
@@ -138,8 +149,10 @@ def _default(entry: Field[Any]) -> Any:
 
 def _shown(value: Any) -> str | bool:
     """A default as the help shows it; False where there is nothing to show."""
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, bool) or value == ():
         return False
+    if isinstance(value, tuple):
+        return ",".join(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

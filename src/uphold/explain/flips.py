@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from uphold.core.errors import DataError, UsageError
+from uphold.core.errors import DataError, UsageError, unknown_name
 from uphold.core.progress import Progress, silent
 from uphold.core.registry import explain
 
@@ -32,6 +32,9 @@ class FlipsConfig:
 
     kinds: tuple[str, ...] = ("head", "mlp")
     """Kinds of sites: head, mlp, attention, residual, query, key, value, hidden."""
+    rank: Literal["distance", "net"] = "distance"
+    """By what sites are chosen: how far they move the new model's preferences back to the old one's, or the share of
+    flips restored less the share of gains lost."""
     top: int = 8
     """How many sites to report."""
     exact: int = 48
@@ -48,6 +51,8 @@ class FlipsConfig:
     def __post_init__(self) -> None:
         if min(self.top, self.exact, self.drawn, self.most, self.batch_tokens) < 1:
             raise UsageError("top, exact, drawn, most and batch_tokens must be at least 1")
+        if self.rank not in ("distance", "net"):
+            raise unknown_name("rank", self.rank, ("distance", "net"))
 
 
 @explain("flips", paper="arXiv:2402.14811")
@@ -101,6 +106,7 @@ def flips(
         negative,
         positive,
         kinds=kinds,
+        rank=options.rank,
         top=options.top,
         exact=options.exact,
         drawn=options.drawn,

@@ -156,10 +156,14 @@ class OneTeacher:
 def _trained_arm(setting: Setting, spec: ArmSpec, config: DistillConfig) -> Arm:
     """Train one arm, or read it from the setting's folder when it is there, and measure it."""
     from uphold.models.objective import Distillation
+    from uphold.models.sites.site import parse_site
+    from uphold.models.sites.weights import train_only
     from uphold.models.teacher_choice import keep_teachers
 
     new, task, folder = setting.new, setting.task, setting.folder
     student = config.student(new)
+    if config.sites:
+        train_only(student, [parse_site(one) for one in config.sites])
     objective = spec.objective(setting)
     validation = Validation(task, new, config, objective, setting.old_scores)
     examples: Sequence[Example] = (

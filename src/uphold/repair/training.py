@@ -48,6 +48,9 @@ class DistillConfig(AdapterConfig):
     """T of the softmaxes of teachers and student."""
     controls: bool = True
     """Train the two controls too: the same steps with cross-entropy only, and with the new teacher only."""
+    sites: tuple[str, ...] = ()
+    """Train the adapter at these sites only, such as `mlp.2` and `attention.0` (a head stands for the attention of its
+    block); everywhere where none is named. `uphold explain flips` finds some."""
     force: bool = False
     """Go on although the new model is worse than the old one on validation."""
     teacher_cache: Literal["auto", "always", "never"] = "auto"

@@ -49,7 +49,7 @@ class Hybrid:
 
     def margins(self, forks: Forks) -> tuple[torch.Tensor, torch.Tensor]:
         """The metric of the old model and of the new one, each of shape (forks,), in the order of `forks.rows`."""
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for batch in forks.batches(self.tokens):
             inputs, at = padded(batch, _device(self.new))
             values = [_difference(run(layout, inputs, at=at), batch) for layout in (self.old, self.new)]
@@ -59,7 +59,7 @@ class Hybrid:
 
     def screened(self, forks: Forks, sites: Sequence[Site], progress: Progress = silent) -> torch.Tensor:
         """First-order estimates of the change of the metric by each site, shape (sites, forks)."""
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches := forks.batches(self.tokens), 1):
             inputs, at = padded(batch, _device(self.new))
             source, _ = read(self.old, inputs, sites, at=at)
@@ -81,7 +81,7 @@ class Hybrid:
             held: for each group, sites that stay what they are in the unpatched new model; none where left out.
             progress: called after every batch.
         """
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         sites = list(dict.fromkeys(site for group in groups for site in group))
         kept_sites = list(dict.fromkeys(site for group in held for site in group))
         for number, batch in enumerate(batches := forks.batches(self.tokens), 1):
@@ -121,4 +121,5 @@ def _shape(layout: Layout) -> tuple[int, ...]:
 
 
 def _device(layout: Layout) -> torch.device:
-    return next(layout.model.parameters()).device
+    device: torch.device = next(layout.model.parameters()).device
+    return device

@@ -73,7 +73,7 @@ class Explanation:
     estimates: Mapping[str, float]
     """By site, the first-order estimate of the share of the distance recovered, on the flips that choosing used."""
     sites: tuple[SiteEffect, ...]
-    """The sites that were chosen, by what they restore less what they lose, on the flips that choosing used."""
+    """The sites that were chosen, the best first, by flips that are not among those they are measured on."""
     together: tuple[SiteEffect, ...]
     """The first 1, 2, ... of them at once."""
     random: tuple[SiteEffect, ...]

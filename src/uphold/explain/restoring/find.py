@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,7 @@ from uphold.explain.restoring.explanation import Edge, Share, SiteEffect
 from uphold.explain.restoring.forks import Forks
 from uphold.models.sites.site import Kind, Site
 
+Rank = Literal["distance", "net"]
 RANDOM_GROUPS = 10
 """Groups of random sites that the chosen ones are compared with."""
 
@@ -46,6 +48,7 @@ def find(
     gains: Forks,
     *,
     kinds: Sequence[Kind],
+    rank: Rank,
     top: int,
     exact: int,
     drawn: int,
@@ -54,14 +57,16 @@ def find(
 ) -> Found:
     """Find the sites that bring flips back.
 
-    Every site is estimated to first order; the `exact` likeliest ones are patched; the `top` that restore most, less
-    what they cost of the gains, are measured on flips and gains that had no part in this.
+    Every site is estimated to first order; the `exact` likeliest ones are patched; the `top` best of these are measured
+    on flips and gains that had no part in this.
 
     Args:
         hybrid: both models.
         flips: negative flips.
         gains: positive flips.
         kinds: of sites.
+        rank: by what sites are chosen: how far they move the new model's margins to the old one's, or the share of
+            flips restored less the share of gains lost.
         top: how many sites to report.
         exact: how many to patch while choosing.
         drawn: among how many of the first ones edges are looked for.
@@ -75,16 +80,19 @@ def find(
     distance = float((old - new).mean()) or 1.0
     estimated = hybrid.screened(choose, sites, progress).mean(1) / distance
     likely = [sites[place] for place in estimated.argsort(descending=True)[:exact].tolist()]
-    groups = [(site,) for site in likely]
-    restored = (hybrid.patched(choose, groups, progress=progress) > 0).float().mean(1)
-    cost = _mean(hybrid.patched(choose_gains, groups, progress=progress) > 0)
-    order = (restored - cost).argsort(descending=True, stable=True)[:top]
+    patched = hybrid.patched(choose, [(site,) for site in likely], progress=progress)
+    if rank == "distance":
+        worth = patched.mean(1)
+    else:
+        at_cost = hybrid.patched(choose_gains, [(site,) for site in likely], progress=progress)
+        worth = (patched > 0).float().mean(1) - _mean(at_cost > 0)
+    order = worth.argsort(descending=True, stable=True)[:top]
     chosen = [likely[place] for place in order.tolist()]
     rest = [site for site in sites if site not in chosen]
     nested: list[Group] = [tuple(chosen[: count + 1]) for count in range(len(chosen))]
     others = [_like(chosen, rest, random.Random(f"{seed} {number}")) for number in range(RANDOM_GROUPS)]
-    groups = [*((site,) for site in chosen), *nested, *filter(None, others), tuple(sites)]
-    effects = _effects(hybrid, measure, measure_gains, groups, progress)
+    measured: list[Group] = [*((site,) for site in chosen), *nested, *filter(None, others), tuple(sites)]
+    effects = _effects(hybrid, measure, measure_gains, measured, progress)
     count = len(chosen)
     return Found(
         {site: float(value) for site, value in zip(sites, estimated, strict=True)},

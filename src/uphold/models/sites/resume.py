@@ -70,7 +70,14 @@ def keep(layout: Layout, inputs: Mapping[str, torch.Tensor], at: torch.Tensor) -
 
 
 def resume(
-    layout: Layout, kept: Kept, edits: Sequence[Edit], *, layer: int, start: int = 0, rows: torch.Tensor | None = None, grad: bool = False
+    layout: Layout,
+    kept: Kept,
+    edits: Sequence[Edit],
+    *,
+    layer: int,
+    start: int = 0,
+    rows: torch.Tensor | None = None,
+    grad: bool = False,
 ) -> torch.Tensor:
     """Logits at the position that counts, after edits at or behind block `layer` and position `start`.
 

@@ -1,0 +1,98 @@
+"""Which weights a site is computed with: what a repair of that site may change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from transformers.pytorch_utils import Conv1D
+
+from uphold.core.errors import UsageError
+from uphold.models.sites.layout import Layout, Place, read_layout
+from uphold.models.sites.site import Site
+
+
+class Region(NamedTuple):
+    """A part of a parameter: all of it, or a slice along one dimension."""
+
+    parameter: str
+    """As `named_parameters` of the model calls it."""
+    dim: int
+    start: int
+    stop: int
+    """From `start` to `stop` along `dim`; all of it where `stop` is 0."""
+
+    def of(self, tensor: object) -> object:
+        """The part of a tensor of the parameter's shape, as a view."""
+        return tensor.narrow(self.dim, self.start, self.stop - self.start) if self.stop else tensor  # type: ignore[attr-defined]
+
+
+def regions(layout: Layout, site: Site) -> list[Region]:
+    """The weights that a site is computed with.
+
+    Of a head its columns of the output projection and its rows of the query projection, and of key and value where no
+    other head shares them; of an attention or a feed-forward part all of its parameters; of the residual stream those
+    of the whole block.
+
+    Args:
+        layout: of a model without an adapter.
+        site: of a block, or the output of a module.
+
+    Raises:
+        UsageError: the site has no weights of its own.
+    """
+    if site.kind == "head":
+        kinds = ["query"] + (["key", "value"] if layout.key_heads == layout.heads else [])
+        parts = [Site(kind, site.layer, site.head) for kind in kinds]  # type: ignore[arg-type]
+        return [region for one in (site, *parts) for region in _sliced(layout.place(one))]
+    if site.kind in ("query", "key", "value"):
+        return _sliced(layout.place(site))
+    path = part_of(layout, site)
+    found = [name for name, _ in layout.model.named_parameters() if name.startswith(f"{path}.")]
+    if not found:
+        raise UsageError(f"site {site} has no weights of its own")
+    return [Region(name, 0, 0, 0) for name in found]
+
+
+def part_of(layout: Layout, site: Site) -> str:
+    """Path of the module that computes a site: of a head, the attention of its block.
+
+    Raises:
+        UsageError: no module does; or the site is not in the model.
+    """
+    if site.kind == "residual" and site.layer < 0:
+        raise UsageError("residual.-1 is what the embeddings give: name one of the blocks' sites")
+    path = layout.place(site).path
+    if site.kind in ("head", "attention", "query", "key", "value"):
+        return path.rpartition(".")[0]
+    return layout.place(Site("mlp", site.layer)).path if site.kind == "hidden" else path
+
+
+def train_only(model: Any, sites: Sequence[Site]) -> None:
+    """Let nothing but what computes these sites be trained, of what could be trained before.
+
+    Raises:
+        UsageError: there is nothing to train at one of them.
+    """
+    layout = read_layout(model)
+    parts = {part_of(layout, site): site for site in sites}
+    trained = dict.fromkeys(parts, 0)
+    for name, parameter in model.named_parameters():
+        inside = [path for path in parts if name.startswith(f"{path}.")]
+        if not inside:
+            parameter.requires_grad_(False)
+        for path in inside:
+            trained[path] += parameter.requires_grad
+    idle = next((path for path, count in trained.items() if not count), None)
+    if idle is not None:
+        raise UsageError(f"site {parts[idle]}: the adapter has nothing to train in {idle}; name other sites")
+
+
+def _sliced(place: Place) -> list[Region]:
+    transposed = isinstance(place.module, Conv1D)
+    outputs = 1 if transposed else 0
+    dim = outputs if place.side == "out" else 1 - outputs
+    found = [Region(f"{place.path}.weight", dim, place.start, place.stop)]
+    if place.side == "out" and getattr(place.module, "bias", None) is not None:
+        found.append(Region(f"{place.path}.bias", 0, place.start, place.stop))
+    return found
