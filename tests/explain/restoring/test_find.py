@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.explain.restoring.two_versions import PLANTED, forks, hybrid
+from uphold.core.errors import CorruptError, DataError
+from uphold.explain.restoring.explanation import Edge, Explanation, Share, SiteEffect, load_explanation
+from uphold.explain.restoring.find import find, halves
+from uphold.explain.restoring.forks import Forks
+
+
+@pytest.mark.parametrize("rank", ["distance", "net"])
+def test_the_planted_site_is_found_first(rank: str) -> None:
+    found = find(
+        hybrid(), forks(24), forks(12, seed=1), kinds=("attention", "mlp"), rank=rank, top=3, exact=5, drawn=3, seed=0
+    )
+    assert found.sites[0].sites == (str(PLANTED),)
+    assert found.sites[0].restored.value == 1
+    assert found.sites[0].recovered == pytest.approx(1, abs=1e-4)
+    assert found.ceiling.value == 1
+    assert [len(one.sites) for one in found.together] == [1, 2, 3]
+    assert len(found.estimates) == 8
+    assert {len(one.sites) for one in found.random} <= {3}
+
+
+def test_nothing_is_measured_on_what_was_chosen_on() -> None:
+    rows = forks(40)
+    choose, measure = halves(rows, 0)
+    ids = [row.id for row in (*choose.rows, *measure.rows)]
+    assert sorted(ids) == sorted(row.id for row in rows.rows)
+    assert min(len(choose.rows), len(measure.rows)) > 8
+    assert halves(rows, 1)[0] != choose
+
+
+def test_without_gains_nothing_is_lost() -> None:
+    found = find(
+        hybrid(), forks(16), Forks((), 0), kinds=("mlp",), rank="net", top=2, exact=4, drawn=2, seed=0
+    )
+    assert found.sites[0].sites == (str(PLANTED),)
+    assert found.sites[0].lost.of == 0
+
+
+def explanation() -> Explanation:
+    effect = SiteEffect(("mlp.1",), Share(3, 5, 0.2, 0.9), Share(0, 0, 0.0, 1.0), 0.7)
+    return Explanation(
+        "old", "new", "task", 10, 4, 1, 5, Share(5, 5, 0.5, 1.0), {"mlp.0": -0.1, "mlp.1": 0.8}, (effect,), (effect,),
+        (effect, effect), (Edge("mlp.0", "mlp.1", 0.4),), 2, 4, 0,
+    )  # fmt: skip
+
+
+def test_an_explanation_is_read_as_it_was_written(tmp_path: Path) -> None:
+    explanation().save(tmp_path)
+    assert load_explanation(tmp_path) == explanation()
+    text = str(explanation())
+    assert "mlp.1" in text
+    assert "left out: 1" in text
+
+
+def test_what_is_no_explanation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no explanation.json"):
+        load_explanation(tmp_path)
+    (tmp_path / "explanation.json").write_text(json.dumps({"sites": []}))
+    with pytest.raises(CorruptError, match="is not an explanation"):
+        load_explanation(tmp_path)
