@@ -4,6 +4,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from tests.explain.restoring.test_find import explanation
+
 from uphold.explain.restoring.explanation import Edge
 from uphold.report.explanation import graph, heat_map, write_pictures
 

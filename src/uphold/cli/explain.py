@@ -37,6 +37,8 @@ def _flips(
     """
     from uphold.cli.console import print_result, progress_to_stderr, say
     from uphold.explain.flips import flips
+    from uphold.measure.comparison import FILE as COMPARISON
+    from uphold.report import write_report
     from uphold.report.explanation import write_pictures
 
     with progress_to_stderr(quiet) as progress:
@@ -48,6 +50,8 @@ def _flips(
     print_result(str(found), found.to_dict(), as_json)
     for path in write_pictures(found, folder):
         say(f"picture: {path}")
+    if (folder / COMPARISON).is_file():
+        say(f"report: {write_report(folder)}")
 
 
 app.command("flips")(with_config_options(_flips, FlipsConfig))

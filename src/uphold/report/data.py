@@ -11,6 +11,8 @@ from typing import Any
 from uphold.core import stats
 from uphold.core.errors import CorruptError
 from uphold.core.storage import read_json
+from uphold.explain.restoring.explanation import FILE as EXPLANATION_FILE
+from uphold.explain.restoring.explanation import Explanation, load_explanation
 from uphold.measure.comparison import Comparison, load_comparison
 from uphold.measure.flips import FlipMatrix
 from uphold.measure.rates import Rate
@@ -103,6 +105,8 @@ class ReportData:
     instances: Instances
     gate: Gate | None = None
     """What a gate said about this update; None where the folder holds no `gate.json`."""
+    explanation: Explanation | None = None
+    """Where in the network its flips come from; None where the folder holds no `explanation.json`."""
 
     @property
     def continuous(self) -> bool:
@@ -219,7 +223,9 @@ def gather(folder: Path, limit: int = LIMIT) -> ReportData:
         )
     repaired = repair.repaired.comparison if repair else None
     instances = read_instances(before.old, before.new, repaired.new if repaired else None, not continuous, limit)
-    return ReportData(before, repair, tuple(versions), _slices(before, repaired), instances, _gate(folder / GATE_FILE))
+    explanation = load_explanation(folder) if (folder / EXPLANATION_FILE).is_file() else None
+    found = _slices(before, repaired)
+    return ReportData(before, repair, tuple(versions), found, instances, _gate(folder / GATE_FILE), explanation)
 
 
 def _gate(path: Path) -> Gate | None:
@@ -273,6 +279,7 @@ def to_json(data: ReportData, verdict: str, remarks: tuple[str, ...]) -> dict[st
             "cluster": data.before.cluster,
             "smallest_visible_nfr": data.before.smallest_visible_nfr,
             "gate": data.gate.saved if data.gate else None,
+            "explanation": data.explanation.to_dict() if data.explanation else None,
             "discovered": [asdict(rule) for rule in data.before.discovered],
             "slices": [_slice_json(pair) for pair in data.slices],
             "repair": _repair_json(data.repair, data.repair_p),

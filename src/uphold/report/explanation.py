@@ -7,26 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 
 from uphold.core.storage import write_text
 from uphold.explain.restoring.explanation import Edge, Explanation, SiteEffect
 
-_STYLE = """
-:root { --page: #fff; --text: #1a1f26; --muted: #55606d; --line: #c9d0d8;
-  --more: 47 109 179; --less: 176 67 0; }
+_PAGE = """
+:root { --page: #fff; --card: #fff; --text: #1a1f26; --muted: #55606d; --line: #c9d0d8; }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #12151a; --text: #e7eaee; --muted: #a3adb9; --line: #3a434e;
-    --more: 109 181 255; --less: 255 148 87; }
+  :root { --page: #12151a; --card: #12151a; --text: #e7eaee; --muted: #a3adb9; --line: #3a434e; }
 }
 svg { background: var(--page); font: 13px system-ui, "Segoe UI", "Liberation Sans", Arial, sans-serif; }
-text { fill: var(--text); } .muted { fill: var(--muted); } .title { font-size: 15px; font-weight: 600; }
-.cell { stroke: var(--line); stroke-width: .5; } .more { fill: rgb(var(--more)); } .less { fill: rgb(var(--less)); }
-.chosen { fill: none; stroke: var(--text); stroke-width: 2; } .rank { font-size: 11px; font-weight: 700; }
-.node { fill: var(--page); stroke: var(--text); stroke-width: 1.5; } .bar { fill: rgb(var(--more)); }
-.cost { fill: rgb(var(--less)); } .edge { stroke: rgb(var(--more)); fill: none; }
-.edge.less { stroke: rgb(var(--less)); }
 """
+"""What a report's page defines, for pictures that stand alone."""
+STYLE = "explanation.css"
+"""Style sheet of the pictures, in this package."""
 _CELL, _LEFT, _TOP = 34.0, 62.0, 74.0
 _NODE_WIDTH, _NODE_HEIGHT, _GAP = 190.0, 62.0, 130.0
 _LEAST_EDGE = 0.05
@@ -36,17 +32,17 @@ def write_pictures(explanation: Explanation, folder: str | Path) -> list[Path]:
     """Write `explanation-heat-map.svg` and, where sites were chosen, `explanation-graph.svg` to a folder."""
     target = Path(folder)
     written = [target / "explanation-heat-map.svg"]
-    write_text(written[0], heat_map(explanation))
+    write_text(written[0], heat_map(explanation, alone=True))
     if explanation.sites:
         written.append(target / "explanation-graph.svg")
-        write_text(written[1], graph(explanation))
+        write_text(written[1], graph(explanation, alone=True))
     return written
 
 
-def heat_map(explanation: Explanation) -> str:
+def heat_map(explanation: Explanation, alone: bool = False) -> str:
     """Blocks downwards, sites of a block across; how much of the distance each is estimated to recover.
 
-    Chosen sites are framed and carry their rank.
+    Chosen sites are framed and carry their rank. `alone` makes it a file of its own, not a part of a page.
     """
     columns = list(dict.fromkeys(_column(site) for site in explanation.estimates))
     most = max((abs(value) for value in explanation.estimates.values()), default=0.0) or 1.0
@@ -74,10 +70,10 @@ def heat_map(explanation: Explanation) -> str:
     legend = _TOP + explanation.layers * _CELL + 24
     parts.append(_legend(legend))
     width = max(_LEFT + len(columns) * _CELL + 20, 560)
-    return _svg(width, legend + 34, parts, f"Heat map of {len(explanation.estimates)} sites")
+    return _svg(width, legend + 34, parts, f"Heat map of {len(explanation.estimates)} sites", alone)
 
 
-def graph(explanation: Explanation) -> str:
+def graph(explanation: Explanation, alone: bool = False) -> str:
     """The chosen sites from left to right by block, with what of one's effect passes through another."""
     drawn = {name for edge in explanation.edges for name in (edge.source, edge.target)}
     shown = [one for one in explanation.sites if one.sites[0] in drawn] or list(explanation.sites[:1])
@@ -102,7 +98,7 @@ def graph(explanation: Explanation) -> str:
     # On the right there is room for a line between two sites of the last block.
     width = 48 + len(blocks) * (_NODE_WIDTH + _GAP) - _GAP / 2
     height = max(y for _, y in places.values()) + _NODE_HEIGHT + 24
-    return _svg(max(width, 640), height, parts, f"Graph of {len(shown)} sites")
+    return _svg(max(width, 640), height, parts, f"Graph of {len(shown)} sites", alone)
 
 
 def _column(site: str) -> str:
@@ -176,8 +172,9 @@ def _text(x: float, y: float, text: str, css: str = "", anchor: str = "start") -
     return f'<text class="{css}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
+def _svg(width: float, height: float, parts: Sequence[str], label: str, alone: bool) -> str:
+    style = f"<style>{_PAGE}{files('uphold.report').joinpath(STYLE).read_text('utf-8')}</style>" if alone else ""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
-        f'height="{height:g}" role="img" aria-label="{escape(label)}"><style>{_STYLE}</style>{"".join(parts)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="explained" viewBox="0 0 {width:g} {height:g}" '
+        f'width="{width:g}" height="{height:g}" role="img" aria-label="{escape(label)}">{style}{"".join(parts)}</svg>\n'
     )

@@ -15,6 +15,7 @@ from uphold.measure.rates import Rate, format_value
 from uphold.measure.slices import Slice
 from uphold.report import explorer, svg
 from uphold.report.data import ReportData, SlicePair, Version, fingerprints, place
+from uphold.report.explanation import STYLE, graph, heat_map
 from uphold.report.glossary import DEFINITIONS, EFFECTS, KINDS, MARKS
 from uphold.report.page import render_page
 from uphold.report.sankey import effect_flows, kind_flows, sankey
@@ -31,7 +32,7 @@ def render_html(data: ReportData) -> str:
     """The report as one self-contained HTML page."""
     return render_page(
         "report.html.j2",
-        ["report.css", "explorer.css"],
+        ["report.css", "explorer.css", *([STYLE] if data.explanation else [])],
         explorer.SCRIPTS,
         explorer.head(data),
         _FILTERS,
@@ -48,6 +49,7 @@ def render_html(data: ReportData) -> str:
         forest=_forest(data),
         scatters=_scatters(data),
         training=_training(data),
+        explained=_explained(data),
         prints=_fingerprint_rows(data),
         definitions=DEFINITIONS,
         kinds=KINDS,
@@ -125,6 +127,17 @@ def _rate_rows(data: ReportData) -> list[dict[str, Any]]:
         {"rate": rate, "values": [data.column(version, rate.name) for version in data.versions[1:]]}
         for rate in data.before.rates
     ]
+
+
+def _explained(data: ReportData) -> dict[str, Any] | None:
+    if data.explanation is None:
+        return None
+    names = ("name", "restored", "lost", "recovered")
+    return {
+        "heat_map": Markup(heat_map(data.explanation)),
+        "graph": Markup(graph(data.explanation)) if data.explanation.sites else "",
+        "rows": [dict(zip(names, row, strict=True)) for row in data.explanation.rows()],
+    }
 
 
 def _capital(text: str) -> str:

@@ -93,17 +93,20 @@ class Explanation:
         write_json(path, self.to_dict())
         return path
 
-    def __str__(self) -> str:
-        rows = [("site", "flips restored", "gains lost", "of the distance")]
-        rows += [_row(", ".join(one.sites), one) for one in self.sites]
-        rows += [_row(f"first {len(one.sites)} together", one) for one in self.together[1:]]
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Name, flips restored, gains lost, and share of the distance, as a table shows them."""
+        found = [_row(", ".join(one.sites), one) for one in self.sites]
+        found += [_row(f"first {len(one.sites)} together", one) for one in self.together[1:]]
         if self.random:
             mean = sum(one.restored.value for one in self.random) / len(self.random)
             lost = sum(one.lost.value for one in self.random) / len(self.random)
             part = sum(one.recovered for one in self.random) / len(self.random)
             what = f"{len(self.random[0].sites)} random sites, mean of {len(self.random)}"
-            rows.append((what, f"{mean:.0%}", f"{lost:.0%}", f"{part:.0%}"))
-        rows.append(("all sites", str(self.ceiling), "", ""))
+            found.append((what, f"{mean:.0%}", f"{lost:.0%}", f"{part:.0%}"))
+        return [*found, ("all sites", str(self.ceiling), "", "")]
+
+    def __str__(self) -> str:
+        rows = [("site", "flips restored", "gains lost", "of the distance"), *self.rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = [
             f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]:>{widths[3]}}".rstrip()

@@ -37,9 +37,9 @@ class Found:
 
 def halves(forks: Forks, seed: int) -> tuple[Forks, Forks]:
     """Two parts by a hash of the instance and the seed: to choose on, and to measure on."""
-    first = [row for row in forks.rows if sha256(f"{seed} {row.id}".encode()).digest()[0] < 128]
-    chosen = {row.id for row in first}
-    return Forks(tuple(first), 0), Forks(tuple(row for row in forks.rows if row.id not in chosen), 0)
+    ordered = sorted(forks.rows, key=lambda row: sha256(f"{seed} {row.id}".encode()).digest())
+    middle = len(ordered) // 2
+    return Forks(tuple(ordered[:middle]), 0), Forks(tuple(ordered[middle:]), 0)
 
 
 def find(

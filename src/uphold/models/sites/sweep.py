@@ -31,8 +31,8 @@ def sweep(
     Args:
         layout: of the model.
         kept: the run that is patched.
-        candidates: edits that are made together, with values and masks of all rows and positions. Their sites are those
-            of blocks.
+        candidates: edits that are made together, with values and masks of all rows and positions; none for the run
+            as it is. Their sites are those of blocks.
         metric: what is measured at the position that counts.
         tokens: positions in one forward pass, over all rows and candidates.
         progress: called after every pass.
@@ -46,7 +46,8 @@ def sweep(
     found = clean.expand(len(candidates), -1).clone()
     groups: dict[tuple[int, int], list[int]] = {}
     for number, edits in enumerate(candidates):
-        groups.setdefault((_layer(edits), _start(edits, length)), []).append(number)
+        if edits:
+            groups.setdefault((_layer(edits), _start(edits, length)), []).append(number)
     done = 0
     for (layer, start), numbers in sorted(groups.items()):
         reached = every[kept.at >= start]

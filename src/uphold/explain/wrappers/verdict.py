@@ -1,0 +1,116 @@
+"""What became of a skill, by numbers that must agree.
+
+The limits are ours (`WrapperConfig`): the paper (arXiv:2311.12786) reads its curves by eye.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from uphold.explain.wrappers.config import WrapperConfig
+from uphold.explain.wrappers.probes import Profile
+from uphold.explain.wrappers.relearning import Relearning
+from uphold.explain.wrappers.revival import Revival
+from uphold.explain.wrappers.skill import Behaviour
+
+Verdict = Literal["unchanged", "wrapped", "altered", "deleted", "undecided"]
+Reading = Literal["kept", "partly", "gone", "cannot tell"]
+_MEANING: dict[Reading, Verdict] = {"kept": "wrapped", "partly": "altered", "gone": "deleted"}
+READABLE = 0.1
+"""A probe of the old model must read so much more than one of an untrained model to tell anything."""
+REVIVED = 0.5
+"""Pruning that brings back so much of what was lost says that the skill is still there."""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What one measurement says of the skill."""
+
+    tool: str
+    says: Reading
+    numbers: str
+    """What it goes by."""
+
+
+def read_relearning(found: Relearning, config: WrapperConfig) -> Sign:
+    """Relearning: kept where it is `faster` times sooner than every control, gone where it is not `slow` times."""
+    tool = f"relearning at {found.learning_rate:g}"
+    own = found.arms[0].reached(found.target)
+    steps = "/".join(f"> {found.arms[0].steps[-1]}" if one is None else str(one) for one in own)
+    if len(found.arms) < 2:
+        return Sign(tool, "cannot tell", f"{steps} steps, with no control beside it")
+    leads = found.leads()
+    if leads is None:
+        ends = {arm.name: arm.mean[-1] for arm in found.arms}
+        text = ", ".join(f"{name} {value:.1%}" for name, value in ends.items())
+        if found.arms[0].mean[-1] <= max(arm.mean[-1] for arm in found.arms[1:]):
+            return Sign(tool, "gone", f"{steps} steps; accuracy at the end: {text}")
+        return Sign(tool, "cannot tell", f"{steps} steps, more are needed; accuracy at the end: {text}")
+    least = min(leads, key=lambda one: one.times)
+    text = f"{steps} steps, {'at least ' if least.open else ''}{least.times:.1f} times sooner than {least.control}"
+    if least.times >= config.faster:
+        return Sign(tool, "kept", text)
+    if least.open:
+        return Sign(tool, "cannot tell", f"{text}: more steps are needed")
+    return Sign(tool, "gone" if least.times <= config.slow else "partly", text)
+
+
+def read_probes(profiles: Sequence[Profile], config: WrapperConfig) -> Sign:
+    """Probes: the best selectivity of the new model, between the untrained model's (0) and the old model's (1)."""
+    best = {one.model: max(probe.selectivity for probe in one.probes) for one in profiles}
+    text = ", ".join(f"{name} {value:.1%}" for name, value in best.items())
+    if "untrained" not in best:
+        return Sign("probes", "cannot tell", f"selectivity {text}; no untrained model beside them")
+    gap = best["old"] - best["untrained"]
+    if gap < READABLE:
+        return Sign("probes", "cannot tell", f"selectivity {text}: an untrained model is read as well")
+    share = (best["new"] - best["untrained"]) / gap
+    says: Reading = "kept" if share >= config.kept else "gone" if share <= config.lost else "partly"
+    return Sign("probes", says, f"selectivity {text}: {share:.0%} of the way")
+
+
+def read_revival(found: Revival, lost: float) -> Sign:
+    """Revival: kept where pruning brings back half of what was lost, and more than random units in every draw.
+
+    That it does not is no sign: a skill may be covered by more than a few units.
+    """
+    start, best = found.curve[0].old, found.best
+    share = (best.old.balanced - start.balanced) / lost if lost > 0 else 0.0
+    beside = max(best.random, default=0.0)
+    text = (
+        f"{best.k} {found.kind} take the old skill from {start.accuracy:.1%} to {best.old.accuracy:.1%} "
+        f"(random ones at most to {beside:.1%})"
+    )
+    revived = best.k > 0 and share >= REVIVED and best.old.accuracy > beside
+    return Sign("revival", "kept" if revived else "cannot tell", text)
+
+
+def judge(
+    before: Behaviour, after: Behaviour, target: float, relearning: Relearning, signs: Sequence[Sign]
+) -> tuple[Verdict, str]:
+    """The verdict, and why.
+
+    Args:
+        before: the old model on the old skill.
+        after: the new model on it.
+        target: accuracy that counts as having it.
+        relearning: its curves.
+        signs: what each tool says.
+    """
+    numbers = f"old skill {before.accuracy:.1%}, after the update {after.accuracy:.1%} (needed {target:.1%})"
+    if after.accuracy >= target:
+        if all(one == 0 for one in relearning.arms[0].reached(target)):
+            return "unchanged", f"{numbers}: 0 steps to relearn"
+        return "undecided", f"{numbers}, but it does not stay there while it is trained on"
+    if after.interval.high >= target:
+        return "undecided", f"{numbers}: within noise of {after.n} instances"
+    telling = [one for one in signs if one.says != "cannot tell"]
+    listed = "; ".join(f"{one.tool}: {one.says} ({one.numbers})" for one in signs)
+    if not any(one.tool.startswith("relearning") for one in telling):
+        return "undecided", f"{numbers}; relearning does not tell; {listed}"
+    said = {one.says for one in telling}
+    if len(said) > 1:
+        return "undecided", f"{numbers}; the signs do not agree; {listed}"
+    return _MEANING[said.pop()], f"{numbers}; {listed}"
