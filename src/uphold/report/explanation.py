@@ -25,7 +25,9 @@ STYLE = "explanation.css"
 """Style sheet of the pictures, in this package."""
 _CELL, _LEFT, _TOP = 34.0, 62.0, 74.0
 _NODE_WIDTH, _NODE_HEIGHT, _GAP = 190.0, 62.0, 130.0
-_LEAST_EDGE = 0.05
+_LEAST_EDGE, _MOST_EDGES = 0.05, 7
+_ALONG = (0.5, 0.3, 0.7)
+"""Where on a line its label stands: in turn, so that few of them meet."""
 
 
 def write_pictures(explanation: Explanation, folder: str | Path) -> list[Path]:
@@ -91,9 +93,10 @@ def graph(explanation: Explanation, alone: bool = False) -> str:
             "muted",
         ),
     ]
-    for edge in sorted(explanation.edges, key=lambda edge: abs(edge.share)):
-        if abs(edge.share) >= _LEAST_EDGE and {edge.source, edge.target} <= places.keys():
-            parts.append(_edge(edge, places))
+    seen = [edge for edge in explanation.edges if {edge.source, edge.target} <= places.keys()]
+    strong = sorted((edge for edge in seen if abs(edge.share) >= _LEAST_EDGE), key=lambda edge: -abs(edge.share))
+    for number, edge in enumerate(strong[:_MOST_EDGES]):
+        parts.append(_edge(edge, places, _ALONG[number % len(_ALONG)]))
     parts += [_node(one, *places[one.sites[0]]) for one in shown]
     # On the right there is room for a line between two sites of the last block.
     width = 48 + len(blocks) * (_NODE_WIDTH + _GAP) - _GAP / 2
@@ -149,23 +152,24 @@ def _node(one: SiteEffect, x: float, y: float) -> str:
     )
 
 
-def _edge(edge: Edge, places: dict[str, tuple[float, float]]) -> str:
+def _edge(edge: Edge, places: dict[str, tuple[float, float]], along: float) -> str:
     (x, y), (u, v) = places[edge.source], places[edge.target]
-    y, v = y + _NODE_HEIGHT / 2, v + _NODE_HEIGHT / 2
+    y, v, side = y + _NODE_HEIGHT / 2, v + _NODE_HEIGHT / 2, x + _NODE_WIDTH
+    # Two sites of one block are joined around the side.
+    first, last = (side + 56, side + 56) if x == u else ((side + u) / 2, (side + u) / 2)
+    end = side if x == u else u
+    at = (_bezier(side, first, last, end, along), _bezier(y, y, v, v, along) + 4)
     width = max(1.2, 9 * min(1.0, abs(edge.share)))
     css = "edge" if edge.share > 0 else "edge less"
-    if x == u:
-        # Both in one block: around the side.
-        side = x + _NODE_WIDTH
-        path = f"M{side:g} {y:g}C{side + 46:g} {y:g} {side + 46:g} {v:g} {side:g} {v:g}"
-        at = (side + 38, (y + v) / 2 + 4)
-    else:
-        start, middle = x + _NODE_WIDTH, (x + _NODE_WIDTH + u) / 2
-        path = f"M{start:g} {y:g}C{middle:g} {y:g} {middle:g} {v:g} {u:g} {v:g}"
-        at = (start + 0.24 * (u - start), y + 0.16 * (v - y) - 6)
-    label = _text(at[0], at[1], f"{edge.share:.0%}", "muted", "middle")
+    path = f"M{side:g} {y:g}C{first:g} {y:g} {last:g} {v:g} {end:g} {v:g}"
     title = f"<title>{escape(edge.source)} through {escape(edge.target)}: {edge.share:.1%}</title>"
+    label = _text(at[0], at[1], f"{edge.share:.0%}", "label", "middle")
     return f'<path class="{css}" stroke-opacity=".55" stroke-width="{width:.1f}" d="{path}">{title}</path>{label}'
+
+
+def _bezier(start: float, first: float, last: float, end: float, along: float) -> float:
+    back = 1 - along
+    return back**3 * start + 3 * back**2 * along * first + 3 * back * along**2 * last + along**3 * end
 
 
 def _text(x: float, y: float, text: str, css: str = "", anchor: str = "start") -> str:

@@ -14,7 +14,7 @@ from uphold.models.sites.site import Site
 
 DEPTH = 20.0
 """How far below zero the planted unit is where it is silent."""
-HEIGHT = 6.0
+HEIGHT = 10.0
 """How far above zero it is where it speaks: GELU is the identity there."""
 
 
@@ -69,8 +69,8 @@ def plant_wrapper(net: CounterNet, old: Skill, new: Skill, shift: float = 1.0) -
     x = torch.cat([speaks, silent])
     # All of what lifts the unit is in its weights, so that it is silent without them.
     wanted = torch.cat([torch.full((len(speaks),), HEIGHT + DEPTH), torch.zeros(len(silent))]).double()
-    read = torch.linalg.lstsq(x, wanted[:, None], driver="gelsd").solution[:, 0]
-    if float((x @ read - wanted).abs().max()) > HEIGHT / 3:
+    read = torch.linalg.lstsq(x, wanted[:, None], rcond=1e-3, driver="gelsd").solution[:, 0]
+    if float((x @ read - wanted).abs().max()) > HEIGHT / 2:
         raise ModelError("no direction before the last feed-forward part tells the two skills apart")
     weight = net.head.weight[0].double()
     return add_unit(net, f"{last}.up", f"{last}.down", read, -DEPTH, shift / HEIGHT * weight / weight.square().sum())

@@ -161,7 +161,7 @@ class _Learner:
         with torch.enable_grad():
             loss = batch.loss(batch.answers(self.model), batch.labels)
             if not bool(loss.isfinite()):
-                raise ModelError(f"training has a loss of {float(loss)}: lower the learning rate {self.rate}")
+                raise ModelError(f"training has a loss of {loss.item()}: lower the learning rate {self.rate}")
             self.solver.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
         self.solver.step()

@@ -11,7 +11,7 @@ from typing import Literal
 
 from uphold.explain.wrappers.config import WrapperConfig
 from uphold.explain.wrappers.probes import Profile
-from uphold.explain.wrappers.relearning import Relearning
+from uphold.explain.wrappers.relearning import Lead, Relearning
 from uphold.explain.wrappers.revival import Revival
 from uphold.explain.wrappers.skill import Behaviour
 
@@ -35,7 +35,8 @@ class Sign:
 
 
 def read_relearning(found: Relearning, config: WrapperConfig) -> Sign:
-    """Relearning: kept where it is `faster` times sooner than every control, gone where it is not `slow` times."""
+    """Relearning: kept where it is `faster` times sooner than every control, gone where neither it
+    nor its half-life is `slow` times sooner than some control's."""
     tool = f"relearning at {found.learning_rate:g}"
     own = found.arms[0].reached(found.target)
     steps = "/".join(f"> {found.arms[0].steps[-1]}" if one is None else str(one) for one in own)
@@ -49,12 +50,20 @@ def read_relearning(found: Relearning, config: WrapperConfig) -> Sign:
             return Sign(tool, "gone", f"{steps} steps; accuracy at the end: {text}")
         return Sign(tool, "cannot tell", f"{steps} steps, more are needed; accuracy at the end: {text}")
     least = min(leads, key=lambda one: one.times)
-    text = f"{steps} steps, {'at least ' if least.open else ''}{least.times:.1f} times sooner than {least.control}"
+    halves = found.leads(found.half) or leads
+    half = next(one for one in halves if one.control == least.control)
+    text = (
+        f"{steps} steps, {_bound(least)} times sooner than {least.control}; half-life {_bound(half)} times shorter"
+    )
     if least.times >= config.faster:
         return Sign(tool, "kept", text)
     if least.open:
         return Sign(tool, "cannot tell", f"{text}: more steps are needed")
-    return Sign(tool, "gone" if least.times <= config.slow else "partly", text)
+    return Sign(tool, "gone" if max(least.times, half.times) <= config.slow else "partly", text)
+
+
+def _bound(lead: Lead) -> str:
+    return f"{'at least ' if lead.open else ''}{lead.times:.1f}"
 
 
 def read_probes(profiles: Sequence[Profile], config: WrapperConfig) -> Sign:
@@ -113,4 +122,5 @@ def judge(
     said = {one.says for one in telling}
     if len(said) > 1:
         return "undecided", f"{numbers}; the signs do not agree; {listed}"
-    return _MEANING[said.pop()], f"{numbers}; {listed}"
+    alone = "by relearning alone; " if len(telling) == 1 else ""
+    return _MEANING[said.pop()], f"{numbers}; {alone}{listed}"
