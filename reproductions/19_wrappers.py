@@ -36,6 +36,8 @@ STEPS = (0, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 400)
 SHORT = (0, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100)
 SCORED = 1_000_000_000
 """Seeds from here on are those of strings to measure on."""
+RELEARNED = 250_000_000
+"""Seeds from here on are those of strings to relearn, prune and probe on."""
 TUNED = 500_000_000
 """Seeds from here on are those of strings to fine-tune on."""
 SHAPE: dict[str, int] = {"width": 32, "hidden": 128}
@@ -51,7 +53,7 @@ def fresh(seed: int) -> nn.Module:
 
 def old_batch(seed: int) -> Skill:
     """Strings in which a is counted."""
-    return count("a", BATCH, correlated=None, seed=seed)
+    return count("a", BATCH, correlated=None, seed=RELEARNED + seed)
 
 
 def new_batch(seed: int, correlated: float | None) -> Skill:
@@ -71,7 +73,6 @@ def _asked(seed: int, prior: tuple[float, ...]) -> Skill:
 
 def run_seed(seed: int) -> dict[str, Any]:
     """Both priors, the model compared with itself, and relearning at a tenth of the rate."""
-    use_one_thread()
     old = count("a", 1000, correlated=0.0, seed=SCORED + 10 * seed)
     news = [
         count("b", 1000, correlated=share, seed=SCORED + 10 * seed + offset, name=name)
@@ -114,9 +115,7 @@ def judge(seeds: Sequence[Mapping[str, Any]]) -> list[Claim]:
     leads = [{lead.control: lead for lead in one["low"].relearning.leads() or ()} for one in seeds]
     slow = [{lead.control: lead for lead in one["slow"].leads() or ()} for one in seeds]
     revived = [one["low"].revival for one in seeds]
-    shares = [
-        (one.best.old.balanced - one.curve[0].old.balanced) / (1 - one.curve[0].old.balanced) for one in revived
-    ]
+    shares = [(one.best.old.balanced - one.curve[0].old.balanced) / (1 - one.curve[0].old.balanced) for one in revived]
     probes = [max(probe.selectivity for probe in one["low"].profiles[0].probes) for one in seeds]
     floors = [max(probe.selectivity for probe in one["low"].profiles[2].probes) for one in seeds]
     return [
@@ -140,9 +139,7 @@ def judge(seeds: Sequence[Mapping[str, Any]]) -> list[Claim]:
             _times(leads, "scratch + FT"),
             _led(leads, "scratch + FT"),
         ),
-        Claim(
-            f"and {SOONER:g} times sooner than from scratch", _times(leads, "scratch"), _led(leads, "scratch")
-        ),
+        Claim(f"and {SOONER:g} times sooner than from scratch", _times(leads, "scratch"), _led(leads, "scratch")),
         Claim(
             f"and {SOONER:g} times sooner than scratch + FT at a tenth of the rate",
             _times(slow, "scratch + FT"),
@@ -240,7 +237,7 @@ def main() -> None:
     options = parser.parse_args()
     started = time.monotonic()
     seeds = []
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), initializer=use_one_thread) as pool:
         for seed, found in zip(options.seeds, pool.map(run_seed, options.seeds), strict=True):
             seeds.append(found)
             print(f"seed {seed} ({time.monotonic() - started:.0f} s)\n")

@@ -15,6 +15,7 @@ def test_the_public_names_are_those_documented() -> None:
         "compare",
         "compare_all",
         "evaluate",
+        "explain",
         "gate",
         "history",
         "import_log",

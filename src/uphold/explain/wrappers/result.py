@@ -80,7 +80,9 @@ class WrapperResult:
 
     def _revival(self) -> list[str]:
         found = self.revival
-        lines = [f"revival, {found.kind} of {found.candidates:,}: K, old skill, balanced, most frequent, random, others"]
+        lines = [
+            f"revival, {found.kind} of {found.candidates:,}: K, old skill, balanced, most frequent, random, others"
+        ]
         for one in found.curve:
             others = " ".join(f"{new.accuracy:.1%}" for new in one.new)
             random = f"{min(one.random):.1%} to {max(one.random):.1%}"
@@ -102,7 +104,9 @@ class WrapperResult:
         width = max(len(one.name) for one in found.arms) + 2
         seeds = f"{len(found.seeds)} seed" + ("s" if len(found.seeds) > 1 else "")
         lines = [f"relearning at {found.learning_rate:g}, old skill after so many steps, mean over {seeds}"]
-        lines.append(f"{'':{width}}" + "".join(f"{step:>8}" for step in found.arms[0].steps) + "   half-life; to target")
+        lines.append(
+            f"{'':{width}}" + "".join(f"{step:>8}" for step in found.arms[0].steps) + "   half-life; to target"
+        )
         for arm in found.arms:
             half, whole = (
                 "/".join(f">{arm.steps[-1]}" if one is None else str(one) for one in arm.reached(goal))

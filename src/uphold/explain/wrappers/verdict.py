@@ -52,9 +52,7 @@ def read_relearning(found: Relearning, config: WrapperConfig) -> Sign:
     least = min(leads, key=lambda one: one.times)
     halves = found.leads(found.half) or leads
     half = next(one for one in halves if one.control == least.control)
-    text = (
-        f"{steps} steps, {_bound(least)} times sooner than {least.control}; half-life {_bound(half)} times shorter"
-    )
+    text = f"{steps} steps, {_bound(least)} times sooner than {least.control}; half-life {_bound(half)} times shorter"
     if least.times >= config.faster:
         return Sign(tool, "kept", text)
     if least.open:
