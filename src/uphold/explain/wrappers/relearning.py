@@ -144,6 +144,7 @@ def train(
             share = final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
         learner.step(drawn(source, batch, APART * (seed + 1) + step), share)
         progress("training", step + 1, steps)
+    learner.solver.zero_grad()
     return model
 
 

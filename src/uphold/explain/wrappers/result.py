@@ -87,7 +87,8 @@ class WrapperResult:
             others = " ".join(f"{new.accuracy:.1%}" for new in one.new)
             random = f"{min(one.random):.1%} to {max(one.random):.1%}"
             lines.append(
-                f"{one.k:>6}{one.old.accuracy:>9.1%}{one.old.balanced:>9.1%}{one.old.collapse:>9.0%}{random:>19}  {others}"
+                f"{one.k:>6}{one.old.accuracy:>9.1%}{one.old.balanced:>9.1%}{one.old.collapse:>9.0%}{random:>19}  "
+                f"{others}"
             )
         return lines
 

@@ -33,6 +33,8 @@ class Pruned:
     """On the other skills."""
     random: tuple[float, ...]
     """Accuracy on the old skill with random units pruned instead, one for each draw."""
+    chosen: float
+    """Balanced accuracy on the instances that scores were taken on."""
     norm: float
     """Root of the summed squared norms of the pruned units."""
     random_norm: float
@@ -54,8 +56,11 @@ class Revival:
 
     @property
     def best(self) -> Pruned:
-        """Where the balanced accuracy on the old skill is highest; of equals the fewest units."""
-        return max(self.curve, key=lambda one: (one.old.balanced, -one.k))
+        """The K with the highest balanced accuracy where scores were taken; of equals the fewest units.
+
+        What is reported of it is measured on others.
+        """
+        return max(self.curve, key=lambda one: (one.chosen, -one.k))
 
 
 def revive(
@@ -112,6 +117,7 @@ def revive(
         twin.load_state_dict(kept)
         units.zero(chosen[:k], bias=bias)
         found = [behaviour(twin, one, name=f"K = {k}", rows=rows, level=level) for one in (old, *others)]
+        picked = behaviour(twin, choose, rows=rows).balanced
         random = []
         for numbers in instead:
             twin.load_state_dict(kept)
@@ -119,7 +125,7 @@ def revive(
             random.append(accuracy(twin, old, rows))
         sizes = [float(norms[numbers[:k]].norm()) for numbers in (chosen, *instead)]
         mean = sum(sizes[1:]) / draws
-        curve.append(Pruned(k, found[0], tuple(found[1:]), tuple(random), sizes[0], mean))
+        curve.append(Pruned(k, found[0], tuple(found[1:]), tuple(random), picked, sizes[0], mean))
         progress("revival", done, len(ks))
     pruned = []
     for number, score in zip(chosen, scores, strict=True):

@@ -178,9 +178,9 @@ def behaviour(model: nn.Module, skill: Skill, *, name: str = "", rows: int = 512
             guesses.append(part.predict(logits))
     predicted = torch.cat(guesses)
     right = (predicted == skill.labels).double()
-    classes = skill.labels.unique()
+    classes = skill.labels.unique()  # type: ignore[no-untyped-call]
     balanced = torch.stack([right[skill.labels == one].mean() for one in classes]).mean()
-    found, counts = predicted.unique(return_counts=True)
+    found, counts = predicted.unique(return_counts=True)  # type: ignore[no-untyped-call]
     return Behaviour(
         name,
         skill.name,

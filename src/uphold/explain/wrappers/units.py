@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -22,7 +22,8 @@ _UP = re.compile(r"(^|\.)lora_(embedding_)?B(\.|$)")
 """The second factor of a low-rank update B A, in PEFT and elsewhere: one column for each rank-one part."""
 
 
-class Unit(NamedTuple):
+@dataclass(frozen=True)
+class Unit:
     """Something that can be pruned."""
 
     parameter: str
@@ -35,7 +36,8 @@ class Unit(NamedTuple):
     """Euclidean norm of its weights."""
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """A parameter, and the dimension that counts its units; -1 where every weight is one."""
 
     name: str
@@ -92,13 +94,13 @@ class Units:
         found = []
         for part, tensor, gradient in zip(self.parts, named, gradients, strict=True):
             product = torch.zeros_like(tensor) if gradient is None else tensor.detach() * gradient
-            found.append(_by_unit(product.double(), part.dim).sum(1))
+            found.append(_by_unit(product.double(), part.dim).sum(1).cpu())
         return torch.cat(found)
 
     def norms(self) -> torch.Tensor:
         """Euclidean norm of each unit, float64 of shape (total,)."""
         pairs = zip(self.parts, self._tensors(), strict=True)
-        return torch.cat([_by_unit(tensor.detach().double(), part.dim).norm(dim=1) for part, tensor in pairs])
+        return torch.cat([_by_unit(tensor.detach().double(), part.dim).norm(dim=1).cpu() for part, tensor in pairs])
 
     def place(self, number: int) -> tuple[Part, int]:
         """The parameter of a unit, and its index there."""
@@ -152,7 +154,7 @@ def _ends(model: nn.Module, skill: Skill) -> set[int]:
     finally:
         for handle in handles:
             handle.remove()
-    ends = [module for module in owners if isinstance(module, nn.Embedding)]
+    ends: list[nn.Module] = [module for module in owners if isinstance(module, nn.Embedding)]
     # A network of one matrix has no head beside it.
     order = list(dict.fromkeys(called))
     ends += order[-1:] if len(order) > 1 else []

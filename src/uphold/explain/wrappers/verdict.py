@@ -35,8 +35,11 @@ class Sign:
 
 
 def read_relearning(found: Relearning, config: WrapperConfig) -> Sign:
-    """Relearning: kept where it is `faster` times sooner than every control, gone where neither it
-    nor its half-life is `slow` times sooner than some control's."""
+    """What relearning says.
+
+    Kept where the target is reached `faster` times sooner than by every control, gone where neither it nor half the way
+    to it is reached `slow` times sooner than by the best control.
+    """
     tool = f"relearning at {found.learning_rate:g}"
     own = found.arms[0].reached(found.target)
     steps = "/".join(f"> {found.arms[0].steps[-1]}" if one is None else str(one) for one in own)
