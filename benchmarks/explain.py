@@ -9,8 +9,8 @@ fastest of three in a row as well. Seconds are without imports, loading and a fi
 patches are taken from and whatever else is kept to go on from; those of a DAS step are without. The resident memory is
 sampled from outside during that time. All engines load the same folder in float32 and work on all pairs at once.
 
-TransformerLens patches by its own `get_act_patch_attn_head_out_by_pos`, which makes the logits of all positions; nnsight
-by one trace for each patch, with the logits of the last position only. Weights take no gradients in any of them.
+TransformerLens patches by its own `get_act_patch_attn_head_out_by_pos`, which makes the logits of all positions;
+nnsight by one trace for each patch, with the logits of the last position only. Weights take no gradients in any.
 
 Of the large decoder two layers and two positions are patched, at all heads: symmetric about the middle, as the cost of
 a patch that is resumed falls with both, and does so as a product. The seconds given are those of the preparation and of
@@ -101,7 +101,7 @@ class Case(NamedTuple):
 
 
 def small_model(folder: Path, like: Path) -> Path:
-    """A Llama-shaped decoder of random weights, made once; its tokenizer is there because TransformerLens asks for one."""
+    """A Llama-shaped decoder of random weights, made once; TransformerLens asks for the tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
