@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from uphold.core.errors import ModelError
 from uphold.models.attention import PrefixLayer, accepted_arguments
 from uphold.models.sites.hooks import Edit, reading, writing, written
 from uphold.models.sites.layout import Layout
@@ -98,16 +99,7 @@ def resume(
     if not kept.keys:
         start = 0
     at = (kept.at[chosen] - start).clamp(min=0)  # what comes after a row's end does not count in it
-    named = {name: value[chosen] for name, value in kept.inputs.items()}
-    named["input_ids"] = named["input_ids"][:, start:]
-    if start:
-        length = kept.inputs["input_ids"].shape[1]
-        named["position_ids"] = torch.arange(start, length, device=at.device).expand(len(chosen), -1)
-        prefix = zip(kept.keys, kept.values, strict=True)
-        named["past_key_values"] = Cache(
-            layers=[PrefixLayer(keys[chosen, :, :start], values[chosen, :, :start]) for keys, values in prefix]
-        )
-        named["use_cache"] = True  # type: ignore[assignment]
+    named = _arguments(kept, chosen, range(layer, layout.layers), start)
     entering = kept.residual[layer][chosen, start:]
     later = []
     for edit in (_behind(edit, start) for edit in edits):
@@ -117,6 +109,71 @@ def resume(
             later.append(edit)
     with ready(layout.model, grad), _beginning(layout, layer, entering, kept.alone), writing(layout, later):
         return logits_of(layout.model, named, at)
+
+
+def one_position(
+    layout: Layout, kept: Kept, edits: Sequence[Edit], *, layer: int, position: int, rows: torch.Tensor
+) -> torch.Tensor:
+    """What a block returns at a position after edits inside it that change it nowhere else.
+
+    Args:
+        layout: of the model that `kept` is of, which has kept keys and values.
+        kept: the run to go on from.
+        edits: as for `resume`; of keys and values there are none, as other positions read those.
+        layer: the block.
+        position: the only one that is run.
+        rows: rows of `kept`, any number of times each.
+
+    Returns:
+        Shape (rows, hidden).
+    """
+    stop = position + 1
+    named = _arguments(kept, rows, range(layer, layer + 1), position, stop)
+    inside = [_behind(edit, position, stop) for edit in edits]
+    entering = kept.residual[layer][rows, position:stop]
+
+    def leave(_: Any, __: Any, output: Any) -> None:
+        raise _DoneError(output if isinstance(output, torch.Tensor) else output[0])
+
+    with ready(layout.model), _beginning(layout, layer, entering, kept.alone), writing(layout, inside):
+        hook = layout.blocks[layer].register_forward_hook(leave)
+        try:
+            logits_of(layout.model, named, None)
+        except _DoneError as done:
+            return done.output[:, 0]
+        finally:
+            hook.remove()
+    raise ModelError(f"the model did not call block {layer} in one forward pass")
+
+
+class _DoneError(Exception):
+    """Ends a forward pass once a block has returned."""
+
+    def __init__(self, output: torch.Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+
+def _arguments(
+    kept: Kept, rows: torch.Tensor, used: range, start: int, stop: int | None = None
+) -> dict[str, torch.Tensor]:
+    """What the model is called with for positions from `start` to `stop`, with keys and values of the `used` blocks."""
+    named = {name: value[rows, :stop] for name, value in kept.inputs.items()}
+    named["input_ids"] = named["input_ids"][:, start:]
+    if start:
+        end = start + named["input_ids"].shape[1]
+        named["position_ids"] = torch.arange(start, end, device=rows.device).expand(len(rows), -1)
+        # A block that is passed over is asked for the number of its keys only.
+        prefix = [
+            (one[rows, :, :start] if number in used else one[:1, :, :start])
+            for number, pair in enumerate(zip(kept.keys, kept.values, strict=True))
+            for one in pair
+        ]
+        named["past_key_values"] = Cache(
+            layers=[PrefixLayer(*pair) for pair in zip(prefix[::2], prefix[1::2], strict=True)]
+        )
+        named["use_cache"] = True  # type: ignore[assignment]
+    return named
 
 
 def _states(cache: Any, shape: torch.Size) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
@@ -130,13 +187,13 @@ def _states(cache: Any, shape: torch.Size) -> tuple[tuple[torch.Tensor, ...], tu
     return keys, values  # type: ignore[return-value]
 
 
-def _behind(edit: Edit, start: int) -> Edit:
-    """The same edit for positions from `start` on."""
+def _behind(edit: Edit, start: int, stop: int | None = None) -> Edit:
+    """The same edit for positions from `start` to `stop`."""
     value, where = edit.value, edit.where
     if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[-2] > 1:
-        value = value[..., start:, :]
+        value = value[..., start:stop, :]
     if where is not None and where.shape[-1] > 1:
-        where = where[..., start:]
+        where = where[..., start:stop]
     return replace(edit, value=value, where=where)
 
 

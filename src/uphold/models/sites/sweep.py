@@ -10,11 +10,14 @@ import torch
 from uphold.core.progress import Progress, silent
 from uphold.models.sites.hooks import Edit
 from uphold.models.sites.layout import Layout
-from uphold.models.sites.resume import Kept, resume
+from uphold.models.sites.resume import Kept, one_position, resume
+from uphold.models.sites.site import Site
 
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits (n, V) and the rows that they are of, shape (n,), to a number for each, shape (n,)."""
 TOKENS = 4096
+_INSIDE = ("head", "query", "attention", "mlp", "hidden")
+"""What changes at one position there changes the output of the block at that position alone."""
 
 
 def sweep(
@@ -44,21 +47,29 @@ def sweep(
     every = torch.arange(rows, device=kept.at.device)
     clean = metric(kept.logits, every).float()
     found = clean.expand(len(candidates), -1).clone()
-    groups: dict[tuple[int, int], list[int]] = {}
+    groups: dict[tuple[int, int, bool], list[int]] = {}
     for number, edits in enumerate(candidates):
         if edits:
-            groups.setdefault((_layer(edits), _start(edits, length)), []).append(number)
+            start = _start(edits, length)
+            inside = bool(kept.keys) and _is_inside(edits, start, length)
+            groups.setdefault((_layer(edits), start, inside), []).append(number)
     done = 0
-    for (layer, start), numbers in sorted(groups.items()):
-        reached = every[kept.at >= start]
+    for (layer, start, inside), numbers in sorted(groups.items()):
+        # Behind the last block a position goes on to its own logits only.
+        last = inside and layer == layout.layers - 1
+        reached = every[kept.at == start if last else kept.at >= start]
         at_once = max(1, tokens // (length - start))
         for some in torch.split(reached, at_once) if len(reached) else ():
             packed = max(1, at_once // len(some))
             for begin in range(0, len(numbers), packed):
                 pack = numbers[begin : begin + packed]
                 edits = _packed([candidates[number] for number in pack], some, rows)
-                logits = resume(layout, kept, edits, layer=layer, start=start, rows=some.repeat(len(pack)))
-                values = metric(logits, some.repeat(len(pack))).float()
+                copies = some.repeat(len(pack))
+                if inside:
+                    output = one_position(layout, kept, edits, layer=layer, position=start, rows=copies)
+                    edits = [Edit(Site("residual", layer), output[:, None], _where(edits, len(copies), length))]
+                logits = resume(layout, kept, edits, layer=layer + inside, start=start, rows=copies)
+                values = metric(logits, copies).float()
                 found[torch.tensor(pack)[:, None], some.cpu()] = values.view(len(pack), len(some))
         done += len(numbers)
         progress("patching", done, len(candidates))
@@ -90,6 +101,26 @@ def _start(edits: Sequence[Edit], length: int) -> int:
         columns = edit.where.reshape(-1, length).any(0).nonzero()
         starts.append(int(columns[0]) if len(columns) else length - 1)
     return min(starts)
+
+
+def _is_inside(edits: Sequence[Edit], start: int, length: int) -> bool:
+    """Whether all are in one block and at one position, and nothing else in the block reads what they change."""
+    return len({edit.site.layer for edit in edits}) == 1 and all(
+        edit.site.kind in _INSIDE
+        and edit.where is not None
+        and edit.where.shape[-1] == length
+        and not bool(edit.where[..., start + 1 :].any())
+        for edit in edits
+    )
+
+
+def _where(edits: Sequence[Edit], rows: int, length: int) -> torch.Tensor:
+    """Where packed edits overwrite anything, shape (rows, positions)."""
+    found = torch.zeros(rows, length, dtype=torch.bool)
+    for edit in edits:
+        if edit.where is not None and edit.rows is not None:
+            found[edit.rows] |= edit.where.cpu()
+    return found
 
 
 def _packed(candidates: Sequence[Sequence[Edit]], rows: torch.Tensor, of: int) -> list[Edit]:
