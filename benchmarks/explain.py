@@ -6,11 +6,14 @@
 
 Each measurement is a process of its own, in turn; of the times of one engine the fastest counts, of attributions the
 fastest of three in a row as well. Seconds are without imports, loading and a first small pass, but with the run that
-patches are taken from and whatever else is kept to go on from; those of a DAS step are without. The resident memory is
-sampled from outside during that time. All engines load the same folder in float32 and work on all pairs at once.
+patches are taken from and whatever else is kept to go on from; those of a DAS step are without. The resident memory of
+the process is sampled from outside during that time. All engines load the same folder in float32, with frozen weights,
+take the same tokens, as many threads, and all pairs at once; the ratio is to the quicker peer. Numbers that are further
+from ours than 1e-4 end the script with an error, after the result is written.
 
-TransformerLens patches by its own `get_act_patch_attn_head_out_by_pos`, which makes the logits of all positions;
-nnsight by one trace for each patch, with the logits of the last position only. Weights take no gradients in any.
+TransformerLens patches and attributes by its own functions (`get_act_patch_attn_head_out_by_pos` and
+`cache_activation_and_gradient`), which make the logits of all positions, and with the eager kernel of attention that it
+asks for; nnsight patches by one trace each. All else has the logits of the last position only.
 
 Of the large decoder two layers and two positions are patched, at all heads: symmetric about the middle, as the cost of
 a patch that is resumed falls with both, and does so as a product. The seconds given are those of the preparation and of
@@ -26,16 +29,17 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from explain_engines import ENGINES, SEED, STEPS, open_case
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build"
 WORK = BUILD / "benchmarks" / "explain"
 ASKED, TOLERANCE = 3.0, 1e-4
-PAIRS, LENGTH, SEED = 64, 14, 0
+PAIRS, LENGTH = 64, 14
 SMALL = {
     "vocab_size": 4096,
     "hidden_size": 256,
@@ -48,53 +52,11 @@ SMALL = {
 }
 LARGE = "embedded:smollm2"
 PART = {"layers": [4, 25], "positions": [3, 10]}
-STEPS, LR, PASSES = 10, 0.01, 3
+PASSES = 3
+PACKAGES = {"TransformerLens": "transformer-lens", "nnsight": "nnsight"}
 POLL = 0.02
 NAMES = ("Mary", "John", "Tom", "James", "Paul", "Mark", "Anna", "Kate", "Jack", "Sarah", "David", "Peter")
 PLACES, THINGS = ("store", "park", "school", "station"), ("drink", "book", "ring", "gift")
-
-
-class Parts(NamedTuple):
-    """What is timed: the preparation, and the work with what it returns."""
-
-    prepare: Callable[[], Any]
-    work: Callable[[Any], Any]
-
-
-class Case(NamedTuple):
-    """A model of transformers, and the pairs as tensors."""
-
-    model: Any
-    base: Any
-    source: Any
-    right: Any
-    wrong: Any
-    layers: list[int]
-    positions: list[int]
-
-    @property
-    def heads(self) -> int:
-        """Of each layer."""
-        return int(self.model.config.num_attention_heads)
-
-    def candidates(self) -> list[tuple[int, int, int]]:
-        """Layer, position and head of every patch."""
-        return [
-            (layer, position, head)
-            for layer in self.layers
-            for position in self.positions
-            for head in range(self.heads)
-        ]
-
-    def metric(self, logits: Any, rows: Any = slice(None)) -> Any:
-        """Difference of two logits at the last position, of each row."""
-        last = logits[:, -1] if logits.dim() == 3 else logits
-        right, wrong = self.right[rows], self.wrong[rows]
-        return (last.gather(1, right[:, None]) - last.gather(1, wrong[:, None]))[:, 0]
-
-    def metric_sum(self, logits: Any) -> Any:
-        """The same, added up."""
-        return self.metric(logits).sum()
 
 
 # Models and pairs
@@ -160,299 +122,16 @@ def name_pairs(folder: Path) -> dict[str, Any]:
     return found
 
 
-def open_case(job: dict[str, Any]) -> Case:
-    """The model of a job, in float32, and its pairs."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    # TransformerLens asks for this kernel where it loads a model itself.
-    kind = "eager" if job["engine"] == "TransformerLens" else "sdpa"
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, attn_implementation=kind).eval()
-    pairs = {name: torch.tensor(rows) for name, rows in json.loads(Path(job["pairs"]).read_text()).items()}
-    return Case(model, *(pairs[name] for name in ("base", "source", "right", "wrong")), job["layers"], job["positions"])
-
-
-# Engines
-
-
-def ours_sweep(case: Case) -> Parts:
-    """Patches by this library."""
-    from uphold.models.sites.hooks import Edit
-    from uphold.models.sites.layout import read_layout
-    from uphold.models.sites.resume import keep
-    from uphold.models.sites.run import last_positions, read
-    from uphold.models.sites.site import Site
-    from uphold.models.sites.sweep import mask_at, sweep
-
-    layout, inputs = read_layout(case.model), {"input_ids": case.base}
-    at = last_positions(inputs)
-
-    def prepare() -> Any:
-        sites = [Site("head", layer, head) for layer in case.layers for head in range(case.heads)]
-        held, _ = read(layout, {"input_ids": case.source}, sites, at=at)
-        return held, keep(layout, inputs, at)
-
-    def work(prepared: Any) -> Any:
-        held, kept = prepared
-        masks = {position: mask_at(tuple(case.base.shape), position) for position in case.positions}
-        edits = [
-            [Edit(Site("head", layer, head), held[Site("head", layer, head)], masks[position])]
-            for layer, position, head in case.candidates()
-        ]
-        return sweep(layout, kept, edits, case.metric)
-
-    return Parts(prepare, work)
-
-
-def ours_attribution(case: Case) -> Parts:
-    """Attributions by this library."""
-    import torch
-
-    from uphold.models.sites.layout import read_layout
-    from uphold.models.sites.run import last_positions, read
-    from uphold.models.sites.screen import attributions
-
-    layout, inputs = read_layout(case.model), {"input_ids": case.base}
-    at, sites = last_positions(inputs), layout.sites("head")
-
-    def work(held: Any) -> Any:
-        found = attributions(layout, inputs, held, case.metric, at=at)
-        return torch.stack([found[site] for site in sites])
-
-    return Parts(lambda: read(layout, {"input_ids": case.source}, sites, at=at)[0], work)
-
-
-def ours_das(case: Case, steps: int) -> Parts:
-    """Training steps of a direction by this library."""
-    import torch
-
-    from uphold.explain.subspaces.config import SubspaceConfig
-    from uphold.explain.subspaces.directions import Held, das
-    from uphold.explain.subspaces.pairs import Pairs, activations
-    from uphold.models.sites.layout import read_layout
-    from uphold.models.sites.site import Site
-
-    layer, position = middle(case)
-    layout, site = read_layout(case.model), Site("residual", layer)
-    where = torch.full((len(case.base),), position)
-    inputs = {"input_ids": case.base}, {"input_ids": case.source}
-    pairs = Pairs(*inputs, answers=case.right, expected=case.wrong, positions=where)
-    config = SubspaceConfig(k=1, lr=LR, epochs=steps, batch=len(pairs), seed=SEED)
-
-    def prepare() -> Any:
-        return Held(activations(layout, pairs, site), activations(layout, pairs, site, source=True))
-
-    return Parts(prepare, lambda held: das(layout, pairs, site, config, held=held))
-
-
-def lens_model(case: Case) -> Any:
-    """The model in TransformerLens, with the folder's weights as they are."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    name = case.model.config.name_or_path
-    return TransformerBridge.boot_transformers(name, hf_model=case.model, tokenizer=None, device="cpu")
-
-
-def lens_sweep(case: Case) -> Parts:
-    """Patches by TransformerLens."""
-    import pandas
-    import torch
-    from transformer_lens.patching import get_act_patch_attn_head_out_by_pos
-
-    model = lens_model(case)
-    names = [f"blocks.{layer}.attn.hook_z" for layer in case.layers]
-    rows = pandas.DataFrame(case.candidates(), columns=["layer", "pos", "head"])
-
-    def prepare() -> Any:
-        with torch.no_grad():
-            return model.run_with_cache(case.source, names_filter=names)[1]
-
-    def work(cache: Any) -> Any:
-        with torch.no_grad():
-            return get_act_patch_attn_head_out_by_pos(
-                model, case.base, cache, case.metric, index_axis_names=None, index_df=rows, reduce="none"
-            ).values
-
-    return Parts(prepare, work)
-
-
-def lens_attribution(case: Case) -> Parts:
-    """Attributions by TransformerLens: its cache of activations and gradients, which takes all pairs at once."""
-    import torch
-    from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
-
-    model = lens_model(case)
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(case.model.config.num_hidden_layers)]
-
-    def prepare() -> Any:
-        with torch.no_grad():
-            return cache_activation_and_gradient(model, case.source, case.metric_sum, names, compute_gradient=False)
-
-    def work(source: Any) -> Any:
-        # A hook at the first site fires where the gradient goes on behind it.
-        found = cache_activation_and_gradient(model, case.base, case.metric_sum, ["hook_embed", *names])
-        each = [
-            ((source.activations[name] - found.activations[name]) * found.gradients[name]).sum(-1) for name in names
-        ]
-        return torch.stack(each).permute(0, 3, 1, 2).flatten(0, 1)
-
-    return Parts(prepare, work)
-
-
-def lens_das(case: Case, steps: int) -> Parts:
-    """Training steps of a direction in TransformerLens."""
-    import torch
-
-    layer, position = middle(case)
-    model, name = lens_model(case), f"blocks.{layer}.hook_resid_post"
-    for weight in case.model.parameters():
-        weight.requires_grad_(False)
-
-    def prepare() -> Any:
-        with torch.no_grad():
-            runs = [model.run_with_cache(ids, names_filter=[name])[1] for ids in (case.base, case.source)]
-        return [cache[name][:, position] for cache in runs]
-
-    def patched(values: Any) -> Any:
-        def put(old: Any, hook: Any) -> Any:
-            new = old.clone()
-            new[:, position] = values
-            return new
-
-        return model.run_with_hooks(case.base, fwd_hooks=[(name, put)])[:, -1]
-
-    return Parts(prepare, lambda held: trained(case, *held, patched, steps))
-
-
-def nnsight_sweep(case: Case) -> Parts:
-    """Patches by nnsight."""
-    import torch
-    from nnsight import NNsight
-
-    model = NNsight(case.model)
-    width = case.model.model.layers[0].self_attn.head_dim
-
-    def prepare() -> Any:
-        return nnsight_heads(model, case.source, case.layers)
-
-    def work(held: Any) -> Any:
-        found = []
-        for layer, position, head in case.candidates():
-            part = slice(head * width, (head + 1) * width)
-            with torch.no_grad(), model.trace(input_ids=case.base, use_cache=False, logits_to_keep=1):
-                model.model.layers[layer].self_attn.o_proj.input[:, position, part] = held[layer][:, position, part]
-                logits = model.lm_head.output.save()
-            found.append(case.metric(logits))
-        return torch.stack(found)
-
-    return Parts(prepare, work)
-
-
-def nnsight_heads(model: Any, ids: Any, layers: list[int]) -> dict[int, Any]:
-    """What goes into the output projections of attention."""
-    import nnsight
-    import torch
-
-    with torch.no_grad(), model.trace(input_ids=ids, use_cache=False, logits_to_keep=1):
-        held = nnsight.save({})
-        for layer in layers:
-            held[layer] = model.model.layers[layer].self_attn.o_proj.input
-    return dict(held)
-
-
-def nnsight_attribution(case: Case) -> Parts:
-    """Attributions by nnsight."""
-    import nnsight
-    import torch
-
-    model, layers = nnsight.NNsight(case.model), list(range(case.model.config.num_hidden_layers))
-    for weight in case.model.parameters():
-        weight.requires_grad_(False)
-
-    def work(source: Any) -> Any:
-        with model.trace(input_ids=case.base, use_cache=False, logits_to_keep=1):
-            held, slopes = nnsight.save({}), nnsight.save({})
-            model.model.embed_tokens.output.requires_grad_(True)
-            for layer in layers:
-                held[layer] = model.model.layers[layer].self_attn.o_proj.input
-            value = case.metric_sum(model.lm_head.output)
-            with value.backward():
-                for layer in reversed(layers):
-                    slopes[layer] = held[layer].grad
-        each = torch.stack([(source[layer] - held[layer].detach()) * slopes[layer] for layer in layers])
-        return each.unflatten(-1, (case.heads, -1)).sum(-1).permute(0, 3, 1, 2).flatten(0, 1)
-
-    return Parts(lambda: nnsight_heads(model, case.source, layers), work)
-
-
-def nnsight_das(case: Case, steps: int) -> Parts:
-    """Training steps of a direction in nnsight."""
-    import torch
-    from nnsight import NNsight
-
-    layer, position = middle(case)
-    model = NNsight(case.model)
-    for weight in case.model.parameters():
-        weight.requires_grad_(False)
-
-    def held(ids: Any) -> Any:
-        with torch.no_grad(), model.trace(input_ids=ids, use_cache=False, logits_to_keep=1):
-            found = model.model.layers[layer].output[:, position].save()
-        return found
-
-    def patched(values: Any) -> Any:
-        with model.trace(input_ids=case.base, use_cache=False, logits_to_keep=1):
-            new = model.model.layers[layer].output.clone()
-            new[:, position] = values
-            model.model.layers[layer].output = new
-            logits = model.lm_head.output.save()
-        return logits[:, -1]
-
-    return Parts(lambda: (held(case.base), held(case.source)), lambda both: trained(case, *both, patched, steps))
-
-
-def middle(case: Case) -> tuple[int, int]:
-    """Layer and position of the subspace."""
-    return int(case.model.config.num_hidden_layers) // 2, LENGTH // 2
-
-
-def trained(case: Case, base: Any, source: Any, patched: Callable[[Any], Any], steps: int) -> Any:
-    """The training that `uphold.explain.subspaces.directions.das` does, around the peers' forward passes."""
-    import torch
-    from torch.nn import functional
-
-    start = torch.randn(base.shape[1], 1, generator=torch.Generator().manual_seed(SEED))
-    raw = torch.linalg.qr(start).Q.requires_grad_(True)
-    solver = torch.optim.Adam([raw], lr=LR)
-    schedule = torch.optim.lr_scheduler.LambdaLR(solver, lambda step: 1 - 0.9 * step / steps)
-    for _ in range(steps):
-        basis = torch.linalg.qr(raw).Q
-        loss = functional.cross_entropy(patched(base + (source - base) @ basis @ basis.T), case.wrong)
-        solver.zero_grad()
-        loss.backward()
-        solver.step()
-        schedule.step()
-    return raw.detach() / raw.detach().norm()
-
-
-ENGINES: dict[str, dict[str, Callable[..., Parts]]] = {
-    "ours": {"sweep": ours_sweep, "attribution": ours_attribution, "das": ours_das},
-    "TransformerLens": {"sweep": lens_sweep, "attribution": lens_attribution, "das": lens_das},
-    "nnsight": {"sweep": nnsight_sweep, "attribution": nnsight_attribution, "das": nnsight_das},
-}
-PACKAGES = {"TransformerLens": "transformer-lens", "nnsight": "nnsight"}
-
-
 # Measuring
 
 
 def resident(process: int) -> float:
-    """MB of memory that a process has; 0 once it has ended."""
+    """MiB of memory that a process has; 0 once it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return 0.0
-    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS")), 0.0)
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
 
 
 def child(job: dict[str, Any]) -> dict[str, Any]:
@@ -487,8 +166,9 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
         "started": started,
         "ended": ended,
         **min(took, key=lambda one: one["prepare_s"] + one["work_s"]),
-        "before_mb": before,
+        "before_mib": before,
         "version": version(package) if package else "",
+        "terms": [str(case.model.dtype), torch.get_num_threads(), len(case.base), case.base.shape[1]],
     }
 
 
@@ -510,7 +190,7 @@ def measure(job: dict[str, Any], python: str) -> dict[str, Any]:
         raise SystemExit(f"{job['engine']} failed: {' '.join(command)}")
     facts = json.loads(out.read_text())
     during = [memory for moment, memory in samples if facts["started"] <= moment <= facts["ended"]]
-    return {**facts, "peak_mb": max([facts["before_mb"], *during])}
+    return {**facts, "peak_mib": max([facts["before_mib"], *during])}
 
 
 def seconds(facts: dict[str, Any], times: float) -> float:
@@ -527,8 +207,14 @@ def differences(results: dict[str, Path], kind: str) -> dict[str, Any]:
     if kind == "das":
         # A direction and its opposite are the same subspace.
         tensors = {name: one * (one * mine).sum().sign() for name, one in tensors.items()}
+    if wrong := {name: tuple(one.shape) for name, one in tensors.items() if one.shape != mine.shape}:
+        raise SystemExit(f"numbers of shape {wrong}: expected {tuple(mine.shape)}, as ours")
     found = {name: float((one - mine).abs().max()) for name, one in tensors.items()}
-    return {"largest_difference": found, "largest_number": float(mine.abs().max())}
+    return {
+        "largest_difference": found,
+        "largest_number": float(mine.abs().max()),
+        "agrees": all(value <= TOLERANCE for value in found.values()),
+    }
 
 
 def compare(name: str, job: dict[str, Any], pythons: dict[str, str], repeats: int, whole: int) -> dict[str, Any]:
@@ -540,6 +226,9 @@ def compare(name: str, job: dict[str, Any], pythons: dict[str, str], repeats: in
     for _ in range(repeats):
         for engine, python in pythons.items():
             runs[engine].append(measure({**job, "engine": engine, "result": str(results[engine])}, python))
+    terms = {engine: found[0]["terms"] for engine, found in runs.items()}
+    if any(one != terms["ours"] for one in terms.values()):
+        raise SystemExit(f"not the same precision, threads, pairs and positions: {terms}")
     best = {engine: min(found, key=lambda one: seconds(one, times)) for engine, found in runs.items()}
     # Of a DAS run a step is what counts; what the site holds is read once, before all steps.
     took = {
@@ -564,13 +253,12 @@ def compare(name: str, job: dict[str, Any], pythons: dict[str, str], repeats: in
         },
         "all_work_s": {engine: [round(one["work_s"], 4) for one in found] for engine, found in runs.items()},
         "cpu_s": {engine: round(facts["cpu_s"], 2) for engine, facts in best.items()},
-        "peak_mb": {engine: round(max(one["peak_mb"] for one in found)) for engine, found in runs.items()},
-        "before_mb": {engine: round(facts["before_mb"]) for engine, facts in best.items()},
+        "peak_mib": {engine: round(max(one["peak_mib"] for one in found)) for engine, found in runs.items()},
+        "before_mib": {engine: round(facts["before_mib"]) for engine, facts in best.items()},
         **differences(results, job["kind"]),
     }
     if times > 1:
         row["part"] = {"layers": job["layers"], "positions": job["positions"], "share": round(1 / times, 4)}
-    row["agrees"] = max(row["largest_difference"].values()) <= TOLERANCE
     print(json.dumps(row), flush=True)
     return row
 
@@ -656,6 +344,8 @@ def main() -> None:
     path = HERE / "results" / f"{options.name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"written: {path.relative_to(HERE.parent)}")
+    if wrong := [row["what"] for row in result["rows"] if not row["agrees"]]:
+        raise SystemExit(f"numbers are further than {TOLERANCE} from ours: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

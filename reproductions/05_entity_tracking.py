@@ -30,6 +30,7 @@ from uphold.explain.circuits.measures import solved
 from uphold.explain.circuits.paths import Receivers, path_patching
 from uphold.explain.circuits.prompts import OTHER, Node, Prompts, nodes_of
 from uphold.explain.cmap import CmapConfig, cmap
+from uphold.explain.edges import EdgesConfig, edges
 from uphold.models.sites.layout import read_layout
 
 NAME, PAPER = "05_entity_tracking", "arXiv:2402.14811"
@@ -105,7 +106,7 @@ def run_seed(seed: int) -> dict[str, Any]:
         "recovered by inputs": by_input.recovered(FETCHERS),
         "screen": screened(layout, later, fresh),
         "dcm": {model: masks(one, seed) for model, one in (("A", layout), ("B", later))},
-        "paths": paths(layout, generator),
+        **chains(old, layout, generator),
     }
 
 
@@ -130,8 +131,8 @@ def masks(layout: Any, seed: int) -> dict[str, Any]:
     return found
 
 
-def paths(layout: Any, generator: torch.Generator) -> dict[str, Any]:
-    """Scores of paths: from the last position to the answer and queries there, from the object to keys and values."""
+def chains(model: Any, layout: Any, generator: torch.Generator) -> dict[str, Any]:
+    """Scores of paths to the answer and into block 1, and how estimates of edges agree with patching them."""
     scenes = TASK.scenes(300, generator)
     other = corrupted(scenes, generator, labels=TASK.labels, objects=TASK.objects)
     clean, corrupt = TASK.prompts(scenes), TASK.prompts(other)
@@ -141,7 +142,11 @@ def paths(layout: Any, generator: torch.Generator) -> dict[str, Any]:
         into = Receivers(tuple(Node(1, head, role) for head in range(4)), part)
         senders = [Node(0, head, role) for head in range(4)]
         found[f"{role} to {part} of block 1"] = scores(path_patching(layout, clean, corrupt, senders, into))
-    return found
+    agreement = {
+        steps: edges(model, clean, corrupt, config=EdgesConfig(steps=steps, confirm=1000)).agreement
+        for steps in (1, 5, 20)
+    }
+    return {"paths": found, "edges": agreement}
 
 
 def scores(effects: Effects) -> dict[str, float]:
@@ -206,6 +211,11 @@ def judge(seeds: Sequence[Mapping[str, Any]]) -> list[Claim]:
             f"{mean_and_spread([one['object']['floor'] for one in dcm])} %; "
             f"label {mean_and_spread([one['label']['accuracy'] for one in dcm])} %",
             all(one["object"]["accuracy"] > 0.5 and one["label"]["accuracy"] < 0.15 for one in dcm),
+        ),
+        Claim(
+            "gradients averaged over 5 steps rank edges more like patching than one gradient does (arXiv:2403.17806)",
+            "; ".join(f"{one['edges'][1]:.2f} to {one['edges'][5]:.2f}" for one in seeds),
+            all(one["edges"][5] > one["edges"][1] for one in seeds),
         ),
         Claim(
             "gradients across models rank nodes as patching does (Pearson at least 0.8)",

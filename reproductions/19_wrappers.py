@@ -1,11 +1,11 @@
 """Fine-tuning wrappers (arXiv:2311.12786) on the counter task: is counting a deleted when only b is asked for?
 
-    python reproductions/19_wrappers.py [--seeds 0 1 2] [--processes 2]
+    python reproductions/19_wrappers.py [--seeds 0 1 2] [--processes 3]
 
 A transformer of two blocks is trained to count a, b and c, with b asked for hardly ever (low prior) or often (high).
 Fine-tuning asks for b only, in strings with r(b) - r(a) = 1 throughout, so that "count a and add 1" does as well. A
 seed decides start weights, batches, and all that the method draws. Strings of training and of measurement are drawn
-from different seeds. The paper's models are 60 times as large and are trained 100 times as long.
+from different seeds. The paper's models are 110 times as large and are trained 100 times as long.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import nn
 from uphold.explain.wrapper import wrapper
 from uphold.explain.wrappers.config import WrapperConfig
 from uphold.explain.wrappers.counter import HIGH, LOW, CounterNet, count, pretraining
-from uphold.explain.wrappers.relearning import relearn, train, tuned_control
+from uphold.explain.wrappers.relearning import REFT, Lead, Relearning, relearn, train, tuned_control
 from uphold.explain.wrappers.result import WrapperResult
 from uphold.explain.wrappers.skill import Skill, duplicate
 
@@ -34,6 +34,10 @@ BATCH, PRETRAINING, FINE_TUNING = 96, 2000, 500
 RATE, PRETRAINING_RATE = 1e-4, 1e-3
 STEPS = (0, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 400)
 SHORT = (0, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100)
+LONG = (0, 25, 50, 75, 100, 150, 200, 250, 300, 400, 500, 750, 1000, 1250, 1500)
+"""At a tenth of the rate: a control that is five times later than step 300 is still seen."""
+PRUNED = (0, 1, 2, 5, 10, 15)
+"""The paper needs 5 to 15 neurons."""
 SCORED = 1_000_000_000
 """Seeds from here on are those of strings to measure on."""
 RELEARNED = 250_000_000
@@ -43,7 +47,8 @@ TUNED = 500_000_000
 SHAPE: dict[str, int] = {"width": 32, "hidden": 128}
 SCHEDULE = {"warmup": 0.2, "final": 0.01}
 BROKEN, HELD = "count b, r(b) - r(a) not 1", "count b, r(b) - r(a) = 1"
-SOONER = 5.0
+SOONER, BACK = 5.0, 0.95
+"""How many times sooner than a control, and the accuracy at which counting a is back."""
 LEFT_OUT = ("predicted", "interval", "band", "mean", "units")
 """Of the results, in the evidence."""
 
@@ -86,21 +91,12 @@ def run_seed(seed: int) -> dict[str, Any]:
         before = pretrained(seed, prior)
         after = duplicate(before)
         train(after, partial(new_batch, correlated=1.0), FINE_TUNING, RATE, seed=seed, **SCHEDULE)  # type: ignore[arg-type]
-        config = WrapperConfig(learning_rate=RATE, steps=steps, seeds=(seed,), seed=seed)
+        config = WrapperConfig(learning_rate=RATE, steps=steps, prune=PRUNED, seeds=(seed,), seed=seed)
         controls = {"scratch + FT": tuned}
         found[name] = wrapper(before, after, old, news, old_batch, fresh=fresh, controls=controls, config=config)
         if name == "low":
-            slow = relearn(
-                after,
-                old_batch,
-                old,
-                target=found[name].target,
-                learning_rate=RATE / 10,
-                controls=controls,
-                steps=STEPS,
-                seeds=(seed,),
-            )
-            found["slow"] = slow
+            slowly = WrapperConfig(learning_rate=RATE / 10, steps=LONG, seeds=(seed,))
+            found["slow"] = relearn(after, old_batch, old, target=BACK, controls=controls, config=slowly)
             short = WrapperConfig(learning_rate=RATE, steps=(0, 1), seeds=(seed,), seed=seed)
             found["none"] = wrapper(before, duplicate(before), old, news, old_batch, fresh=fresh, config=short)
     return found
@@ -113,54 +109,11 @@ def accuracies(result: WrapperResult, model: str) -> dict[str, float]:
 
 def judge(seeds: Sequence[Mapping[str, Any]]) -> list[Claim]:
     """What the paper says, beside what was measured."""
-    low, high = ([accuracies(one[name], "new") for one in seeds] for name in ("low", "high"))
-    leads = [{lead.control: lead for lead in one["low"].relearning.leads() or ()} for one in seeds]
-    slowly = [one["slow"] for one in seeds]
-    slow = [{lead.control: lead for lead in one.leads() or ()} for one in slowly]
-    revived = [one["low"].revival for one in seeds]
-    shares = [(one.best.old.balanced - one.curve[0].old.balanced) / (1 - one.curve[0].old.balanced) for one in revived]
-    probes = [max(probe.selectivity for probe in one["low"].profiles[0].probes) for one in seeds]
-    floors = [max(probe.selectivity for probe in one["low"].profiles[2].probes) for one in seeds]
     return [
-        Claim(
-            "low prior, C_Tr = 1: the shortcut is learned (b right with the correlation, wrong without)",
-            f"{_percent(one[HELD] for one in low)} with, {_percent(one[BROKEN] for one in low)} without",
-            all(one[HELD] >= 0.95 and one[BROKEN] <= 0.2 for one in low),
-        ),
-        Claim(
-            "high prior, C_Tr = 1: b is counted without the correlation too (90% and more)",
-            f"{_percent(one[BROKEN] for one in high)} without",
-            all(one[BROKEN] >= 0.9 for one in high),
-        ),
-        Claim(
-            "low prior: counting a seems lost (below half)",
-            _percent(one["count a"] for one in low),
-            all(one["count a"] < 0.5 for one in low),
-        ),
-        Claim(
-            f"but relearning a is {SOONER:g} times sooner than scratch + FT, at the rate of fine-tuning",
-            _times(leads, "scratch + FT"),
-            _led(leads, "scratch + FT"),
-        ),
-        Claim(f"and {SOONER:g} times sooner than from scratch", _times(leads, "scratch"), _led(leads, "scratch")),
-        Claim(
-            f"at a tenth of the rate a is relearned within {STEPS[-1]} steps, where scratch + FT does not get half way",
-            f"{_times(slow, 'scratch + FT')} sooner; at the end {_percent(one.arms[0].mean[-1] for one in slowly)}, "
-            f"scratch + FT {_percent(one.arms[1].mean[-1] for one in slowly)}",
-            all(one.leads() and one.arms[1].mean[-1] < one.half for one in slowly),
-        ),
-        Claim(
-            "pruning up to 20 neurons brings back half of what was lost of a (low prior)",
-            f"{_percent(one.curve[0].old.accuracy for one in revived)} to "
-            f"{_percent(one.best.old.accuracy for one in revived)} "
-            f"with {'/'.join(str(one.best.k) for one in revived)} neurons",
-            all(share >= 0.5 for share in shares),
-        ),
-        Claim(
-            "probes still read the count of a after fine-tuning, and more than from an untrained model (10 points)",
-            f"{_percent(probes)} fine-tuned, {_percent(floors)} untrained (selectivity)",
-            all(probe - floor >= 0.1 for probe, floor in zip(probes, floors, strict=True)),
-        ),
+        *_on_behaviour(seeds),
+        *_on_relearning(seeds),
+        _on_pruning([one["low"] for one in seeds]),
+        _on_probes([one["low"] for one in seeds]),
         Claim(
             "a model compared with itself is unchanged",
             "/".join(one["none"].verdict for one in seeds),
@@ -174,24 +127,98 @@ def judge(seeds: Sequence[Mapping[str, Any]]) -> list[Claim]:
     ]
 
 
+def _on_behaviour(seeds: Sequence[Mapping[str, Any]]) -> list[Claim]:
+    low, high = ([accuracies(one[name], "new") for one in seeds] for name in ("low", "high"))
+    return [
+        Claim(
+            "low prior, C_Tr = 1: the shortcut is learned (b right with the correlation, never without; to 2 points)",
+            f"{_percent(one[HELD] for one in low)} with, {_percent(one[BROKEN] for one in low)} without",
+            all(one[HELD] >= 0.98 and one[BROKEN] <= 0.02 for one in low),
+        ),
+        Claim(
+            "high prior, C_Tr = 1: it is not (b is counted with the correlation and without: 90% and more)",
+            f"{_percent(one[HELD] for one in high)} with, {_percent(one[BROKEN] for one in high)} without",
+            all(min(one[HELD], one[BROKEN]) >= 0.9 for one in high),
+        ),
+        Claim(
+            "low prior: counting a seems lost (below half)",
+            _percent(one["count a"] for one in low),
+            all(one["count a"] < 0.5 for one in low),
+        ),
+    ]
+
+
+def _on_relearning(seeds: Sequence[Mapping[str, Any]]) -> list[Claim]:
+    fast, slow = [one["low"].relearning for one in seeds], [one["slow"] for one in seeds]
+    back = f"relearning a to {BACK:.0%} is at least {SOONER:g} times sooner than"
+    return [
+        Claim(text, _times(found, control), _led(found, control))
+        for text, found, control in (
+            (f"but {back} scratch + FT, at the rate of fine-tuning", fast, "scratch + FT"),
+            (f"{back} from scratch, at the rate of fine-tuning", fast, "scratch"),
+            (f"{back} scratch + FT, also at a tenth of the rate", slow, "scratch + FT"),
+        )
+    ]
+
+
+def _on_pruning(results: Sequence[WrapperResult]) -> Claim:
+    starts, bests = [one.revival.curve[0] for one in results], [one.revival.best for one in results]
+    return Claim(
+        f"pruning at most {PRUNED[-1]} neurons restores counting a to {BACK:.0%} while b falls (low prior)",
+        f"a {_percent(one.old.accuracy for one in starts)} to {_percent(one.old.accuracy for one in bests)}, "
+        f"b {_percent(one.new[1].accuracy for one in starts)} to {_percent(one.new[1].accuracy for one in bests)} "
+        f"with {'/'.join(str(one.k) for one in bests)} neurons",
+        all(
+            best.old.accuracy >= BACK and best.new[1].accuracy < start.new[1].accuracy
+            for start, best in zip(starts, bests, strict=True)
+        ),
+    )
+
+
+def _on_probes(results: Sequence[WrapperResult]) -> Claim:
+    new, old, untrained = (
+        [max(probe.selectivity for probe in one.profiles[number].probes) for one in results] for number in range(3)
+    )
+    return Claim(
+        "probes read the count of a after fine-tuning as before, and from no untrained model (both to 10 points)",
+        f"{_percent(new)} after, {_percent(old)} before, {_percent(untrained)} untrained (selectivity)",
+        all(
+            after >= before - 0.1 and after >= floor + 0.1
+            for after, before, floor in zip(new, old, untrained, strict=True)
+        ),
+    )
+
+
 def _percent(values: Any) -> str:
     return "/".join(f"{100 * one:.0f}" for one in values) + "%"
 
 
-def _times(leads: Sequence[Mapping[str, Any]], control: str) -> str:
-    texts = [
-        f"{'> ' if one[control].open else ''}{one[control].times:.1f}" if control in one else "not reached"
-        for one in leads
-    ]
-    return "/".join(texts) + " times"
+def _times(found: Sequence[Relearning], control: str) -> str:
+    """How many times sooner, and the steps that it goes by."""
+    texts = []
+    for one, lead in zip(found, _leads(found, control), strict=True):
+        arms = {arm.name: arm for arm in one.arms}
+        own, other = (
+            f"> {arms[name].steps[-1]}" if step is None else str(step)
+            for name in (REFT, control)
+            for step in arms[name].reached(BACK)
+        )
+        times = "not back" if lead is None else f"{'> ' if lead.open else ''}{lead.times:.1f} times"
+        texts.append(f"{times} ({own} and {other} steps)")
+    return "; ".join(texts)
 
 
-def _led(leads: Sequence[Mapping[str, Any]], control: str) -> bool:
-    return all(control in one and one[control].times >= SOONER for one in leads)
+def _led(found: Sequence[Relearning], control: str) -> bool:
+    return all(lead is not None and lead.times >= SOONER for lead in _leads(found, control))
+
+
+def _leads(found: Sequence[Relearning], control: str) -> list[Lead | None]:
+    """Of each seed; None where the skill does not come back."""
+    return [next((lead for lead in one.leads(BACK) or () if lead.control == control), None) for one in found]
 
 
 def draw(seeds: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Left: relearning a under the low prior. Right: pruning, and scaling of the weight change."""
+    """Left: relearning a under the low prior. Middle: pruning. Right: scaling of the weight change."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -237,7 +264,7 @@ def main() -> None:
     """Run all seeds, print the tables, write the evidence."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=3)
     options = parser.parse_args()
     started = time.monotonic()
     seeds = []

@@ -56,25 +56,24 @@ def wrapper(
 
     Raises:
         DataError: the old model does not have the old skill.
-        UsageError: options and models do not fit together.
+        UsageError: options and models do not fit together; a control has the name of another arm.
         ModelError: the versions do not have the same tensors; a site is not found; training diverges.
     """
-    from uphold.explain.wrappers.diagnose import diagnose
+    from uphold.explain.wrappers.diagnose import Update, diagnose
     from uphold.models.sites.site import parse_site
 
-    places = None if sites is None else [parse_site(site) for site in sites]
-    return diagnose(
-        None if old is None else _module(old),
-        _module(new),
-        old_skill,
-        new_skills,
-        learn,
+    update = Update(
+        old=None if old is None else _module(old),
+        new=_module(new),
+        old_skill=old_skill,
+        new_skills=new_skills,
+        learn=learn,
         fresh=fresh,
-        controls=controls,
-        sites=places,
-        config=config,
-        progress=progress,
+        controls=controls or {},
+        sites=None if sites is None else [parse_site(site) for site in sites],
+        config=config or WrapperConfig(),
     )
+    return diagnose(update, progress)
 
 
 def _module(model: Any) -> nn.Module:

@@ -28,14 +28,15 @@ def test_the_correlation_holds_in_exactly_the_share_that_was_asked_for(
     assert int((b - a == q).sum()) == round(share * n)
 
 
-def test_labels_with_and_without_the_correlation_are_as_far_apart_as_it_says() -> None:
+@pytest.mark.parametrize("q", [1, 3])
+def test_labels_with_and_without_the_correlation_are_as_far_apart_as_it_says(q: int) -> None:
     n = 40_000
-    held, broken = (occurrences(strings(n, correlated=share, seed=3)) for share in (1.0, 0.0))
+    held, broken = (occurrences(strings(n, correlated=share, seed=3, q=q)) for share in (1.0, 0.0))
     distances = [
         float((one.bincount(minlength=9) - other.bincount(minlength=9)).abs().sum()) / (2 * n)
         for one, other in zip(held, broken, strict=True)
     ]
-    assert distances[0] == pytest.approx(1 / 8, abs=0.02)
+    assert distances[0] == pytest.approx(q / 8, abs=0.02)
     assert distances[1] == pytest.approx(0, abs=0.02)
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from tests.explain.wrappers.counters import asked, net, trained
 from uphold.core.errors import ModelError
+from uphold.explain.wrappers.config import WrapperConfig
 from uphold.explain.wrappers.planted import reinitialised
 from uphold.explain.wrappers.scaling import adapter_off, scale
 from uphold.explain.wrappers.skill import Skill, behaviour
@@ -46,7 +47,8 @@ def data() -> Skill:
 def test_alpha_0_and_1_are_the_two_models() -> None:
     old, new = trained(), reinitialised(trained(), "blocks.1", 3)
     skill = asked("a")
-    found = scale(old, new, skill, others=[asked("b")], target=0.95, alphas=(0.0, 0.5, 1.0))
+    config = WrapperConfig(alphas=(0.0, 0.5, 1.0))
+    found = scale(old, new, skill, others=[asked("b")], target=0.95, config=config)
     for one, model in zip((found.curve[0], found.curve[2]), (old, new), strict=True):
         plain = behaviour(model, skill)
         assert (one.old.accuracy, one.old.loss, one.old.predicted) == (plain.accuracy, plain.loss, plain.predicted)
@@ -55,7 +57,8 @@ def test_alpha_0_and_1_are_the_two_models() -> None:
 
 
 def test_an_unchanged_model_has_the_skill_at_every_alpha() -> None:
-    found = scale(trained(), copy.deepcopy(trained()), asked("a"), target=0.95, alphas=(0.0, 0.3, 1.0, 1.5))
+    config = WrapperConfig(alphas=(0.0, 0.3, 1.0, 1.5))
+    found = scale(trained(), copy.deepcopy(trained()), asked("a"), target=0.95, config=config)
     assert found.returns == 1.0
     assert len({one.old.accuracy for one in found.curve}) == 1
 

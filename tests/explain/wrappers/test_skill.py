@@ -52,7 +52,7 @@ def test_batches_of_a_fixed_set_and_of_a_function() -> None:
     fixed = skill([0, 1, 2], [0, 1, 2])
     assert torch.equal(drawn(fixed, 8, 1).labels, drawn(fixed, 8, 1).labels)
     assert len(drawn(fixed, 8, 1)) == 8
-    assert sorted(gathered(fixed, 2, 0).labels.tolist()) != []
+    assert len(set(gathered(fixed, 2, 0).labels.tolist())) == 2
     assert len(gathered(fixed, 9, 0)) == 3
     assert gathered(lambda seed: skill([seed], [seed]), 3, 0).labels.tolist() == [0, 1, 2]
 

@@ -71,14 +71,14 @@ def test_what_probes_say(new: float, old: float, untrained: float, says: str) ->
     ],
 )
 def test_signs_must_agree(relearned: str, probed: str, verdict: str) -> None:
-    signs = [Sign("relearning at 1", relearned, "x"), Sign("probes", probed, "y")]  # type: ignore[arg-type]
+    signs = [Sign("relearning", relearned, "x"), Sign("probes", probed, "y")]  # type: ignore[arg-type]
     curves = relearning((0.1,) * 5, (0.1,) * 5)
-    assert judge(behaviour(1.0), behaviour(0.1), 0.9, curves, signs)[0] == verdict
+    assert judge(behaviour(1.0), behaviour(0.1), curves, signs)[0] == verdict
 
 
 def test_a_skill_that_is_there_is_unchanged_and_one_that_may_be_is_undecided() -> None:
     there, shaky = relearning((1.0,) * 5, (0.1,) * 5), relearning((1.0, 0.2, 1, 1, 1), (0.1,) * 5)
-    assert judge(behaviour(1.0), behaviour(0.95), 0.9, there, [])[0] == "unchanged"
-    assert judge(behaviour(1.0), behaviour(0.95), 0.9, shaky, [])[0] == "undecided"
-    verdict, reason = judge(behaviour(1.0), behaviour(0.89, high=0.92), 0.9, there, [])
+    assert judge(behaviour(1.0), behaviour(0.95), there, [])[0] == "unchanged"
+    assert judge(behaviour(1.0), behaviour(0.95), shaky, [])[0] == "undecided"
+    verdict, reason = judge(behaviour(1.0), behaviour(0.89, high=0.92), there, [])
     assert (verdict, "within noise" in reason) == ("undecided", True)

@@ -67,7 +67,7 @@ def test_a_wrapper_is_revived_by_one_neuron_and_relearned_at_once() -> None:
     result = found("wrapped")
     assert result.revival.best.k == 1
     assert {sign.tool: sign.says for sign in result.signs} == {
-        "relearning at 0.001": "kept",
+        "relearning": "kept",
         "probes": "cannot tell",
         "revival": "kept",
     }
@@ -143,9 +143,10 @@ def test_a_skill_that_the_old_model_never_had_is_refused() -> None:
         wrapper(net(7), trained(), asked("a"), [], batch, fresh=net, config=FAST)
 
 
-def test_a_control_is_not_the_new_model() -> None:
-    with pytest.raises(UsageError, match="reFT"):
-        wrapper(trained(), trained(), asked("a"), [], batch, controls={"reFT": net}, config=FAST)
+@pytest.mark.parametrize("name", ["reFT", "scratch"])
+def test_a_control_does_not_take_the_name_of_another_arm(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        wrapper(trained(), trained(), asked("a"), [], batch, fresh=net, controls={name: net}, config=FAST)
 
 
 @pytest.mark.parametrize(

@@ -11,20 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from uphold.core.errors import ModelError, UsageError
-from uphold.models.sites.layout import Layout
+from uphold.models.sites.layout import Layout, Place
 from uphold.models.sites.run import ready
 from uphold.models.sites.site import Site, parse_site
+from uphold.models.sites.weights import matrix_of
 
 _SAME = 1e-6
 """Cosines and sines below it are rounding."""
-_ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +137,7 @@ def next_map(layout: Layout, site: Site) -> tuple[torch.Tensor, str]:
             f"site {site} has no single next map: name what reads it (readers=[('query.9.6', 'PATH OF THE NORM')]), or "
             "give the matrix (next_map=...)"
         )
-    weight = _matrix(layout, place.path, place.module)
+    weight = _matrix(layout, place)
     return (weight[place.start : place.stop] if place.stop else weight), place.path
 
 
@@ -169,34 +166,17 @@ def reader_map(layout: Layout, readers: Sequence[tuple[str, str]]) -> tuple[torc
             raise UsageError(
                 f"reader {text} is the input of a module: expected an output, e.g. query.9.6 or module:PATH"
             )
-        weight = _matrix(layout, place.path, place.module)
+        weight = _matrix(layout, place)
         weight = weight[:, place.start : place.stop] if place.stop else weight
         parts.append(_folded(layout, norm, weight) if norm else weight)
     return torch.cat(parts, dim=1), " + ".join(text for text, _ in readers)
 
 
-def _matrix(layout: Layout, path: str, module: Any) -> torch.Tensor:
-    """The matrix of a linear module in the row convention: also of one that carries an adapter."""
-    if type(module) is nn.Linear or isinstance(module, Conv1D):
-        weight: torch.Tensor = module.weight.detach()
-        return weight if isinstance(module, Conv1D) else weight.T
-    inner = getattr(module, "base_layer", module)
-    plain = getattr(inner, "weight", None)
-    if plain is None or plain.dim() != 2:
-        raise ModelError(
-            f"{path} is a {type(module).__name__}: expected a linear module; give the matrix (next_map=...)"
-        )
-    width = int(getattr(inner, "in_features", plain.shape[0]))
-    kind = {"device": plain.device, "dtype": plain.dtype if plain.is_floating_point() else torch.float32}
-    with ready(layout.model):
-        zero = module(torch.zeros(1, width, **kind))
-        rows = [module(part) - zero for part in torch.split(torch.eye(width, **kind), _ROWS)]
-        weight = torch.cat(rows)
-        probe = torch.linspace(-1, 2, width, **kind)[None]
-        wanted, given = module(probe) - zero, probe @ weight
-    if not torch.allclose(wanted, given, rtol=1e-2, atol=1e-3 * float(wanted.abs().max() + 1e-30)):
-        raise ModelError(f"{path} is a {type(module).__name__}, which is not linear: give the matrix (next_map=...)")
-    return weight
+def _matrix(layout: Layout, place: Place) -> torch.Tensor:
+    try:
+        return matrix_of(layout, place.path, place.module)
+    except ModelError as error:
+        raise ModelError(f"{error}; give the matrix (next_map=...)") from error
 
 
 def _folded(layout: Layout, norm: str, weight: torch.Tensor) -> torch.Tensor:

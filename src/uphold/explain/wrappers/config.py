@@ -19,8 +19,8 @@ class WrapperConfig:
     learning_rate: float = 1e-4
     """Of relearning, in every arm; what it tells depends on it. At most the one of fine-tuning: a larger one relearns
     anything."""
-    steps: tuple[int, ...] = (0, 1, 3, 10, 30, 100, 300)
-    """Relearning steps after which the old skill is measured."""
+    steps: tuple[int, ...] = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 45, 70, 100, 150, 200, 300)
+    """Relearning steps after which the old skill is measured; leads are no finer than what lies between two."""
     batch: int = 96
     """Instances in one step of relearning."""
     warmup: float = 0.0

@@ -20,16 +20,16 @@ LETTERS = "abc"
 TOKENS = 7
 """a, b, c, then the operands A, B, C, then ART."""
 ART = 6
-LOW, MEDIUM, HIGH = (0.999, 0.001, 0.0), (0.9, 0.1, 0.0), (0.5, 0.3, 0.2)
-"""How often pretraining asks for each letter."""
+LOW, HIGH = (0.999, 0.001, 0.0), (0.5, 0.3, 0.2)
+"""How often pretraining asks for each letter, rarely or often for b."""
 
 
 def strings(n: int, *, correlated: float | None, seed: int, length: int = 16, q: int = 1) -> torch.Tensor:
     """Random strings over a, b, c.
 
     The letters a and b occur up to length / 2 times each. With a correlation r(b) is uniform over q..length/2, in
-    strings that hold it and in those that violate it; r(a) is r(b) - q, or uniform over all other values, so that the
-    labels r(a) of the two kinds are 1 / (length/2 - q + 1) apart in total variation.
+    strings that hold it and in those that violate it; r(a) is r(b) - q, or uniform over all other values of
+    0..length/2, so that the labels r(a) of the two kinds are q / (length/2) apart in total variation.
 
     Args:
         n: how many.

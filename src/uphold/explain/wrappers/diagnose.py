@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
-from uphold.core.errors import DataError, UsageError
+from uphold.core.errors import DataError
 from uphold.core.progress import Progress, silent
 from uphold.explain.wrappers.config import WrapperConfig
 from uphold.explain.wrappers.probes import Profile, default_sites, profile
-from uphold.explain.wrappers.relearning import Fresh, relearn
+from uphold.explain.wrappers.relearning import REFT, Fresh, check_names, relearn
 from uphold.explain.wrappers.result import WrapperResult
 from uphold.explain.wrappers.revival import revive
 from uphold.explain.wrappers.scaling import adapter_off, scale
@@ -18,99 +19,84 @@ from uphold.explain.wrappers.skill import Behaviour, Skill, Source, behaviour, g
 from uphold.explain.wrappers.verdict import judge, read_probes, read_relearning, read_revival
 from uphold.models.sites.site import Site
 
+SCRATCH = "scratch"
+"""The arm of the untrained model."""
 
-def diagnose(
-    old_model: nn.Module | None,
-    new_model: nn.Module,
-    old: Skill,
-    others: Sequence[Skill],
-    learn: Source,
-    *,
-    fresh: Fresh | None = None,
-    controls: Mapping[str, Fresh] | None = None,
-    sites: Sequence[Site] | None = None,
-    config: WrapperConfig | None = None,
-    progress: Progress = silent,
-) -> WrapperResult:
-    """See `uphold.explain.wrapper.wrapper`, which takes the same arguments."""
-    config = config or WrapperConfig()
-    if controls and "reFT" in controls:
-        raise UsageError("a control may not be called reFT: that is the new model")
-    before_model = adapter_off(new_model) if old_model is None else old_model
-    rows, level = config.rows, config.level
-    skills = (old, *others)
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """An update, the skill that may have gone with it, and what both are measured by.
+
+    The fields are the arguments of `uphold.explain.wrapper.wrapper`.
+
+    Raises:
+        UsageError: a control has the name of another arm.
+    """
+
+    old: nn.Module | None
+    new: nn.Module
+    old_skill: Skill
+    new_skills: Sequence[Skill]
+    learn: Source
+    fresh: Fresh | None
+    controls: Mapping[str, Fresh]
+    sites: Sequence[Site] | None
+    config: WrapperConfig
+
+    def __post_init__(self) -> None:
+        check_names(self.controls, REFT, *(() if self.fresh is None else (SCRATCH,)))
+
+    @property
+    def arms(self) -> dict[str, Fresh]:
+        """What relearning is compared with."""
+        untrained = {} if self.fresh is None else {SCRATCH: self.fresh}
+        return {**untrained, **self.controls}
+
+
+def diagnose(update: Update, progress: Progress = silent) -> WrapperResult:
+    """Run every tool and give the verdict; no model is changed.
+
+    Raises:
+        DataError: the old model does not have the old skill.
+        UsageError: options and models do not fit together.
+        ModelError: the versions do not have the same tensors; a site is not found; training diverges.
+    """
+    config, old, others = update.config, update.old_skill, update.new_skills
+    models = {"new": update.new, "old": adapter_off(update.new) if update.old is None else update.old}
     found = {
-        name: tuple(behaviour(model, one, name=name, rows=rows, level=level) for one in skills)
-        for name, model in (("old", before_model), ("new", new_model))
+        name: [behaviour(model, one, name=name, rows=config.rows, level=config.level) for one in (old, *others)]
+        for name, model in models.items()
     }
     before, after = found["old"][0], found["new"][0]
     _check(before, old)
     target = config.recover * before.accuracy
-    examples = gathered(learn, config.examples, config.seed)
-    revival = revive(
-        new_model,
-        examples,
-        old,
-        others=others,
-        ks=config.prune,
-        kind=config.units,
-        rescore=config.rescore,
-        bias=config.bias,
-        ends=config.include_ends,
-        draws=config.draws,
-        seed=config.seed,
-        rows=rows,
-        level=level,
-        progress=progress,
-    )
-    models = {"new": new_model, "old": before_model}
-    if fresh is not None:
-        models["untrained"] = fresh(config.seeds[0])
-    profiles = _profiles(models, examples, old, sites, config, progress)
+    examples = gathered(update.learn, config.examples, config.seed)
+    revival = revive(update.new, examples, old, others=others, config=config, progress=progress)
+    if update.fresh is not None:
+        models["untrained"] = update.fresh(config.seeds[0])
+    profiles = _profiles(update, models, examples, progress)
     relearning = relearn(
-        new_model,
-        learn,
-        old,
-        target=target,
-        learning_rate=config.learning_rate,
-        controls={**({} if fresh is None else {"scratch": fresh}), **(controls or {})},
-        steps=config.steps,
-        batch=config.batch,
-        warmup=config.warmup,
-        seeds=config.seeds,
-        rows=rows,
-        progress=progress,
+        update.new, update.learn, old, target=target, controls=update.arms, config=config, progress=progress
     )
-    scaling = scale(
-        old_model,
-        new_model,
-        old,
-        others=others,
-        target=target,
-        alphas=config.alphas,
-        rows=rows,
-        level=level,
-        progress=progress,
-    )
+    scaling = scale(update.old, update.new, old, others=others, target=target, config=config, progress=progress)
     signs = (
         read_relearning(relearning, config),
         read_probes(profiles, config),
         read_revival(revival, before.balanced - after.balanced),
     )
-    verdict, reason = judge(before, after, target, relearning, signs)
-    notes = _notes(fresh, controls, config)
+    verdict, reason = judge(before, after, relearning, signs)
     return WrapperResult(
-        verdict,
-        reason,
-        signs,
-        target,
-        (*found["old"], *found["new"]),
-        revival,
-        profiles,
-        relearning,
-        scaling,
-        notes,
-        level,
+        verdict=verdict,
+        reason=reason,
+        signs=signs,
+        target=target,
+        behaviour=(*found["old"], *found["new"]),
+        revival=revival,
+        profiles=profiles,
+        relearning=relearning,
+        scaling=scaling,
+        notes=_notes(update),
+        level=config.level,
     )
 
 
@@ -125,37 +111,21 @@ def _check(before: Behaviour, old: Skill) -> None:
 
 
 def _profiles(
-    models: Mapping[str, nn.Module],
-    examples: Skill,
-    old: Skill,
-    sites: Sequence[Site] | None,
-    config: WrapperConfig,
-    progress: Progress,
+    update: Update, models: Mapping[str, nn.Module], examples: Skill, progress: Progress
 ) -> tuple[Profile, ...]:
-    places = default_sites(models["new"]) if sites is None else list(sites)
+    sites = default_sites(update.new) if update.sites is None else update.sites
     found = []
     for done, (name, model) in enumerate(models.items(), 1):
-        found.append(
-            profile(
-                model,
-                examples,
-                old,
-                places,
-                name=name,
-                shuffles=config.shuffles,
-                seed=config.seed,
-                rows=config.rows,
-                level=config.level,
-            )
-        )
+        found.append(profile(model, examples, update.old_skill, sites, name=name, config=update.config))
         progress("probes", done, len(models))
     return tuple(found)
 
 
-def _notes(fresh: Fresh | None, controls: Mapping[str, Fresh] | None, config: WrapperConfig) -> tuple[str, ...]:
-    notes = [f"what relearning tells depends on the learning rate ({config.learning_rate:g}): state that of the update"]
-    if fresh is None:
+def _notes(update: Update) -> tuple[str, ...]:
+    rate = update.config.learning_rate
+    notes = [f"what relearning tells depends on the learning rate ({rate:g}): state that of the update"]
+    if update.fresh is None:
         notes.append("no untrained model was given: probes have no floor, and relearning lacks the arm from scratch")
-    if not controls:
+    if not update.controls:
         notes.append("no control was trained on the new skill only: relearning lacks the arm 'scratch + FT'")
     return tuple(notes)

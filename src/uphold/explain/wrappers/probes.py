@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from uphold.core.errors import UsageError
 from uphold.core.stats import Interval, proportion_interval
+from uphold.explain.wrappers.config import WrapperConfig
 from uphold.explain.wrappers.skill import Skill, at_position
 from uphold.models.sites.hooks import reading
 from uphold.models.sites.layout import Layout, read_layout
@@ -72,10 +73,7 @@ def profile(
     sites: Sequence[Site],
     *,
     name: str = "",
-    shuffles: int = 3,
-    seed: int = 0,
-    rows: int = 512,
-    level: float = 0.95,
+    config: WrapperConfig | None = None,
 ) -> Profile:
     """Probe a model at the position of the answer.
 
@@ -85,28 +83,27 @@ def profile(
         test: instances that they are measured on.
         sites: where, e.g. `default_sites(model)`.
         name: of the model.
-        shuffles: probes with shuffled labels at every site.
-        seed: of the shuffling.
-        rows: in one forward pass.
-        level: of the intervals.
+        config: how often labels are shuffled, and by which seed.
 
     Raises:
         ModelError: a site is not in the model or is not met once in a pass.
         UsageError: what a site holds has positions, and the skills do not say which one counts.
     """
+    config = config or WrapperConfig()
     layout = read_layout(model)
-    seen, held = (activations(layout, skill, sites, rows) for skill in (train, test))
+    seen, held = (activations(layout, skill, sites, config.rows) for skill in (train, test))
     classes = int(max(train.labels.max(), test.labels.max())) + 1
-    generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(train), generator=generator) for _ in range(shuffles)]
+    generator = torch.Generator().manual_seed(config.seed)
+    orders = [torch.randperm(len(train), generator=generator) for _ in range(config.shuffles)]
     probes = []
     for site in sites:
         rights = []
         for labels in (train.labels, *(train.labels[order] for order in orders)):
             guesses = fit(seen[site], labels, held[site], classes)
             rights.append(int((guesses == test.labels).sum()))
-        interval = proportion_interval(rights[0], len(test), level, method="wilson")
-        probes.append(Probe(str(site), rights[0] / len(test), interval, sum(rights[1:]) / (shuffles * len(test))))
+        interval = proportion_interval(rights[0], len(test), config.level, method="wilson")
+        shuffled = sum(rights[1:]) / (config.shuffles * len(test))
+        probes.append(Probe(str(site), rights[0] / len(test), interval, shuffled))
     return Profile(name, tuple(probes))
 
 

@@ -7,8 +7,9 @@ schedule. Models are trained in evaluation mode, so that dropout is off and batc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,12 +17,15 @@ from torch import nn
 from uphold.core.errors import ModelError, UsageError
 from uphold.core.progress import Progress, silent
 from uphold.core.stats import Interval, mean_interval
+from uphold.explain.wrappers.config import WrapperConfig
 from uphold.explain.wrappers.skill import Skill, Source, accuracy, drawn, duplicate
 
 Fresh = Callable[[int], nn.Module]
 """A model for a seed."""
 APART = 1_000_003
 """Batches of one seed are so far from those of the next."""
+REFT = "reFT"
+"""The arm of the fine-tuned model."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,7 @@ class Relearning:
     """reFT first, then the controls."""
 
     def leads(self, level: float | None = None) -> tuple[Lead, ...] | None:
-        """Of reFT before each control, at the target or another level; None where reFT gets there in no seed or some.
-
-        A model that never reaches the target cannot lead.
-        """
+        """Of reFT before each control, at the target or another level; None unless reFT gets there in every seed."""
         goal = self.target if level is None else level
         own = self.arms[0].reached(goal)
         if any(one is None for one in own):
@@ -134,38 +135,51 @@ def train(
         UsageError: there is nothing to train.
         ModelError: the loss is not finite.
     """
-    learner = _Learner(model, learning_rate, weight_decay)
-    rising = max(1, round(warmup * steps))
-    for step in range(steps):
-        if step < rising:
-            share = (step + 1) / rising
-        else:
-            done = (step - rising) / max(1, steps - rising)
-            share = final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
-        learner.step(drawn(source, batch, APART * (seed + 1) + step), share)
-        progress("training", step + 1, steps)
-    learner.solver.zero_grad()
+    schedule = _Schedule(steps, learning_rate, batch, warmup, final)
+    for done in _steps(model, source, schedule, seed, weight_decay):
+        progress("training", done, steps)
     return model
 
 
-class _Learner:
-    def __init__(self, model: nn.Module, rate: float, weight_decay: float = 0.0) -> None:
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not trained:
-            raise UsageError(f"{type(model).__name__} has no parameter that may be trained: set requires_grad")
-        self.model, self.rate = model.eval(), rate
-        self.solver = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay)
+@dataclass(frozen=True)
+class _Schedule:
+    steps: int
+    rate: float
+    batch: int
+    warmup: float
+    final: float = 1.0
 
-    def step(self, batch: Skill, share: float) -> None:
-        for group in self.solver.param_groups:
-            group["lr"] = self.rate * share
+    def at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rising = max(1, round(self.warmup * self.steps))
+        if step < rising:
+            return self.rate * ((step + 1) / rising)
+        done = (step - rising) / max(1, self.steps - rising)
+        return self.rate * (self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def _steps(
+    model: nn.Module, source: Source, schedule: _Schedule, seed: int, weight_decay: float = 0.0
+) -> Iterator[int]:
+    """Train a model in place; gives the number of steps done after each."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise UsageError(f"{type(model).__name__} has no parameter that may be trained: set requires_grad")
+    model.eval()
+    solver = torch.optim.AdamW(trained, lr=schedule.rate, weight_decay=weight_decay)
+    solver.zero_grad()
+    for step in range(schedule.steps):
+        batch = drawn(source, schedule.batch, APART * (seed + 1) + step)
         with torch.enable_grad():
-            loss = batch.loss(batch.answers(self.model), batch.labels)
+            loss = batch.loss(batch.answers(model), batch.labels)
             if not bool(loss.isfinite()):
-                raise ModelError(f"training has a loss of {loss.item()}: lower the learning rate {self.rate}")
-            self.solver.zero_grad()
+                raise ModelError(f"training has a loss of {loss.item()}: lower the learning rate {schedule.rate}")
             loss.backward()  # type: ignore[no-untyped-call]
-        self.solver.step()
+        for group in solver.param_groups:
+            group["lr"] = schedule.at(step)
+        solver.step()
+        solver.zero_grad()
+        yield step + 1
 
 
 def relearn(
@@ -174,13 +188,8 @@ def relearn(
     test: Skill,
     *,
     target: float,
-    learning_rate: float,
     controls: Mapping[str, Fresh] | None = None,
-    steps: Sequence[int] = (0, 1, 3, 10, 30, 100, 300),
-    batch: int = 96,
-    warmup: float = 0.0,
-    seeds: Sequence[int] = (0, 1, 2),
-    rows: int = 512,
+    config: WrapperConfig | None = None,
     progress: Progress = silent,
 ) -> Relearning:
     """Train copies of a fine-tuned model and of controls on the old skill.
@@ -190,54 +199,51 @@ def relearn(
         source: of the old skill, to learn from.
         test: other instances of it.
         target: accuracy that counts as having the skill again, in (0, 1].
-        learning_rate: of every arm; at most that of the fine-tuning.
         controls: by name, what gives for a seed a model that never had the skill; copied as well.
-        steps: after which the skill is measured, rising from 0.
-        batch: instances in a step.
-        warmup: share of the steps over which the rate rises.
-        seeds: of batches and controls.
-        rows: in one forward pass of the measurement.
+        config: learning rate, steps, batch, warm-up and seeds.
         progress: called after every arm and seed.
 
     Raises:
-        UsageError: there is nothing to train.
+        UsageError: there is nothing to train, or a control has the name of the fine-tuned model's arm.
         ModelError: a loss is not finite.
     """
-    makers: dict[str, Fresh] = {"reFT": lambda _: model, **(controls or {})}
+    config = config or WrapperConfig()
+    check_names(controls or {}, REFT)
+    makers: dict[str, Fresh] = {REFT: lambda _: model, **(controls or {})}
     arms = []
     for number, (name, make) in enumerate(makers.items()):
         curves = []
-        for index, seed in enumerate(seeds):
-            curves.append(_curve(duplicate(make(seed)), source, test, learning_rate, steps, batch, warmup, seed, rows))
-            progress("relearning", number * len(seeds) + index + 1, len(makers) * len(seeds), name)
-        arms.append(Arm(name, tuple(steps), tuple(curves)))
+        for index, seed in enumerate(config.seeds):
+            curves.append(_curve(duplicate(make(seed)), source, test, config, seed))
+            progress("relearning", number * len(config.seeds) + index + 1, len(makers) * len(config.seeds), name)
+        arms.append(Arm(name, config.steps, tuple(curves)))
     start = arms[0].mean[0]
     half = target if start >= target else start + (target - start) / 2
-    return Relearning(learning_rate, warmup, target, half, tuple(seeds), tuple(arms))
+    return Relearning(config.learning_rate, config.warmup, target, half, config.seeds, tuple(arms))
 
 
-def _curve(
-    model: nn.Module,
-    source: Source,
-    test: Skill,
-    rate: float,
-    steps: Sequence[int],
-    batch: int,
-    warmup: float,
-    seed: int,
-    rows: int,
-) -> tuple[float, ...]:
-    learner = _Learner(model, rate)
-    rising = max(1, round(warmup * steps[-1]))
-    found = [accuracy(model, test, rows)]
-    for step in range(steps[-1]):
-        learner.step(drawn(source, batch, APART * (seed + 1) + step), min(1.0, (step + 1) / rising))
-        if step + 1 in steps:
-            found.append(accuracy(model, test, rows))
+def check_names(controls: Mapping[str, Fresh], *taken: str) -> None:
+    """Refuse controls that have the name of another arm.
+
+    Raises:
+        UsageError: one has.
+    """
+    for name in taken:
+        if name in controls:
+            raise UsageError(f"a control may not be called {name}: another arm has that name; give it one of its own")
+
+
+def _curve(model: nn.Module, source: Source, test: Skill, config: WrapperConfig, seed: int) -> tuple[float, ...]:
+    """Accuracy after the steps of the options; the model is trained in place."""
+    schedule = _Schedule(config.steps[-1], config.learning_rate, config.batch, config.warmup)
+    found = [accuracy(model, test, config.rows)]
+    for done in _steps(model, source, schedule, seed):
+        if done in config.steps:
+            found.append(accuracy(model, test, config.rows))
     return tuple(found)
 
 
-def tuned_control(fresh: Fresh, source: Source, steps: int, learning_rate: float, **options: float) -> Fresh:
+def tuned_control(fresh: Fresh, source: Source, steps: int, learning_rate: float, **options: Any) -> Fresh:
     """A control that was trained on the new skill only: the paper's "Scr. + FT", once it relearns the old one.
 
     Args:
@@ -254,7 +260,7 @@ def tuned_control(fresh: Fresh, source: Source, steps: int, learning_rate: float
 
     def make(seed: int) -> nn.Module:
         if seed not in made:
-            made[seed] = train(duplicate(fresh(seed)), source, steps, learning_rate, seed=seed, **options)  # type: ignore[arg-type]
+            made[seed] = train(duplicate(fresh(seed)), source, steps, learning_rate, seed=seed, **options)
         return made[seed]
 
     return make

@@ -80,8 +80,11 @@ class WrapperResult:
 
     def _revival(self) -> list[str]:
         found = self.revival
+        biases = "" if found.kind != "neurons" else ", biases pruned too" if found.bias else ", biases kept"
+        scores = "scores taken anew after each" if found.rescored else "scores taken once"
         lines = [
-            f"revival, {found.kind} of {found.candidates:,}: K, old skill, balanced, most frequent, random, others"
+            f"revival, {found.kind} of {found.candidates:,}{biases}, {scores}: "
+            "K, old skill, balanced, most frequent, random, others"
         ]
         for one in found.curve:
             others = " ".join(f"{new.accuracy:.1%}" for new in one.new)

@@ -14,7 +14,7 @@ from torch import nn
 
 from uphold.core.errors import UsageError
 from uphold.core.progress import Progress, silent
-from uphold.explain.wrappers.config import UnitKind
+from uphold.explain.wrappers.config import UnitKind, WrapperConfig
 from uphold.explain.wrappers.skill import Behaviour, Skill, accuracy, behaviour, duplicate
 from uphold.explain.wrappers.units import Unit, Units
 
@@ -69,15 +69,7 @@ def revive(
     old: Skill,
     *,
     others: Sequence[Skill] = (),
-    ks: Sequence[int] = (0, 1, 2, 5, 10, 20),
-    kind: UnitKind = "neurons",
-    rescore: bool = False,
-    bias: bool = False,
-    ends: bool = False,
-    draws: int = 5,
-    seed: int = 0,
-    rows: int = 512,
-    level: float = 0.95,
+    config: WrapperConfig | None = None,
     progress: Progress = silent,
 ) -> Revival:
     """Prune a copy of a fine-tuned model, K units at a time.
@@ -87,69 +79,66 @@ def revive(
         choose: instances of the old skill that scores are taken on, in one pass.
         old: other instances of it, to measure on.
         others: skills that are measured beside it.
-        ks: how many units to prune, rising from 0.
-        kind: of unit.
-        rescore: take scores anew after every unit.
-        bias: prune the bias of a row with it.
-        ends: prune in embeddings and output head too.
-        draws: random sets of units.
-        seed: of the random units.
-        rows: in one forward pass of the measurement.
-        level: of the intervals.
+        config: what to prune, how much of it, and how often at random.
         progress: called for every K.
 
     Raises:
         UsageError: there are no such units, or fewer than twice as many as are to be pruned.
     """
-    twin = duplicate(model)
-    units = Units(twin, kind, choose, ends=ends)
-    most = max(ks)
+    config = config or WrapperConfig()
+    units = Units(duplicate(model), config.units, choose, ends=config.include_ends)
+    most = max(config.prune)
     if 2 * most > units.total:
         raise UsageError(
-            f"{most} of {units.total} {kind} leave too few for a random comparison: prune at most {units.total // 2}"
+            f"{most} of {units.total} {config.units} leave too few for a random comparison: prune at most "
+            f"{units.total // 2}"
         )
-    kept, norms = {name: one.clone() for name, one in twin.state_dict().items()}, units.norms()
-    chosen, scores = _order(units, choose, most, rescore, bias)
-    twin.load_state_dict(kept)
-    instead = [_alike(norms, chosen, seed + draw) for draw in range(draws)]
+    norms = units.norms()
+    order, scores = _order(units, choose, config)
+    instead = [_alike(norms, order, config.seed + draw) for draw in range(config.draws)]
     curve = []
-    for done, k in enumerate(ks, 1):
-        twin.load_state_dict(kept)
-        units.zero(chosen[:k], bias=bias)
-        found = [behaviour(twin, one, name=f"K = {k}", rows=rows, level=level) for one in (old, *others)]
-        picked = behaviour(twin, choose, rows=rows).balanced
-        random = []
-        for numbers in instead:
-            twin.load_state_dict(kept)
-            units.zero(numbers[:k], bias=bias)
-            random.append(accuracy(twin, old, rows))
-        sizes = [float(norms[numbers[:k]].norm()) for numbers in (chosen, *instead)]
-        mean = sum(sizes[1:]) / draws
-        curve.append(Pruned(k, found[0], tuple(found[1:]), tuple(random), picked, sizes[0], mean))
-        progress("revival", done, len(ks))
-    pruned = []
-    for number, score in zip(chosen, scores, strict=True):
-        part, index = units.place(number)
-        pruned.append(Unit(part.name, index, score, float(norms[number])))
-    return Revival(kind, rescore, bias, tuple(pruned), units.total, tuple(curve))
+    for done, k in enumerate(config.prune, 1):
+        with units.without(order[:k], bias=config.bias):
+            found = [
+                behaviour(units.model, one, name=f"K = {k}", rows=config.rows, level=config.level)
+                for one in (old, *others)
+            ]
+            chosen = behaviour(units.model, choose, rows=config.rows).balanced
+        random = tuple(_accuracy_without(units, numbers[:k], old, config) for numbers in instead)
+        norm, *sizes = (float(norms[numbers[:k]].norm()) for numbers in (order, *instead))
+        curve.append(Pruned(k, found[0], tuple(found[1:]), random, chosen, norm, sum(sizes) / config.draws))
+        progress("revival", done, len(config.prune))
+    pruned = tuple(_unit(units, number, score, norms) for number, score in zip(order, scores, strict=True))
+    return Revival(config.units, config.rescore, config.bias, pruned, units.total, tuple(curve))
 
 
-def _order(units: Units, skill: Skill, most: int, rescore: bool, bias: bool) -> tuple[list[int], list[float]]:
-    """The units to prune, the largest signed score first, with their scores; prunes them where scores are retaken."""
+def _accuracy_without(units: Units, numbers: Sequence[int], skill: Skill, config: WrapperConfig) -> float:
+    with units.without(numbers, bias=config.bias):
+        return accuracy(units.model, skill, config.rows)
+
+
+def _unit(units: Units, number: int, score: float, norms: torch.Tensor) -> Unit:
+    part, index = units.place(number)
+    return Unit(part.name, index, score, float(norms[number]))
+
+
+def _order(units: Units, skill: Skill, config: WrapperConfig) -> tuple[list[int], list[float]]:
+    """The units to prune, the largest signed score first, with their scores."""
+    most = max(config.prune)
     if not most:
         return [], []
-    if not rescore:
+    if not config.rescore:
         scores = units.scores(skill)
         order = scores.sort(descending=True, stable=True).indices[:most]
         return order.tolist(), scores[order].tolist()
     chosen: list[int] = []
     found: list[float] = []
     for _ in range(most):
-        scores = units.scores(skill)
+        with units.without(chosen, bias=config.bias):
+            scores = units.scores(skill)
         scores[chosen] = -torch.inf
         chosen.append(int(scores.argmax()))
         found.append(float(scores[chosen[-1]]))
-        units.zero(chosen[-1:], bias=bias)
     return chosen, found
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from uphold.core.errors import ModelError
 from uphold.core.progress import Progress, silent
+from uphold.explain.wrappers.config import WrapperConfig
 from uphold.explain.wrappers.skill import Behaviour, Skill, behaviour, duplicate
 from uphold.explain.wrappers.units import is_adapter_factor
 
@@ -53,9 +54,7 @@ def scale(
     *,
     others: Sequence[Skill] = (),
     target: float,
-    alphas: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25),
-    rows: int = 512,
-    level: float = 0.95,
+    config: WrapperConfig | None = None,
     progress: Progress = silent,
 ) -> Scaling:
     """Measure skills at shares of a weight change; alpha 0 and 1 have the weights of the two models bit for bit.
@@ -66,23 +65,25 @@ def scale(
         old: the old skill.
         others: skills that are measured beside it.
         target: accuracy that counts as having the old skill.
-        alphas: shares of the change.
-        rows: in one forward pass.
-        level: of the intervals.
+        config: the shares of the change.
         progress: called for every alpha.
 
     Raises:
         ModelError: the two have not the same tensors; or there is no old model and no adapter.
     """
+    config = config or WrapperConfig()
     twin = duplicate(new_model)
     new = {name: one.clone() for name, one in twin.state_dict().items()}
     start = _start(old_model, new)
     curve = []
-    for done, alpha in enumerate(alphas, 1):
+    for done, alpha in enumerate(config.alphas, 1):
         twin.load_state_dict({name: _between(start[name], one, alpha) for name, one in new.items()})
-        found = [behaviour(twin, skill, name=f"alpha = {alpha:g}", rows=rows, level=level) for skill in (old, *others)]
+        found = [
+            behaviour(twin, skill, name=f"alpha = {alpha:g}", rows=config.rows, level=config.level)
+            for skill in (old, *others)
+        ]
         curve.append(Scaled(alpha, found[0], tuple(found[1:])))
-        progress("scaling", done, len(alphas))
+        progress("scaling", done, len(config.alphas))
     return Scaling(old_model is None, target, tuple(curve))
 
 

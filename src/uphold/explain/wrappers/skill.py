@@ -30,9 +30,9 @@ class Skill:
 
     name: str
     inputs: Inputs
-    """What the model is called with: one tensor, or arguments by name; first dimension n."""
+    """What the model is called with: one tensor, or arguments by name; first dimension n, on the model's device."""
     labels: torch.Tensor
-    """Right classes, int64 of shape (n,)."""
+    """Right classes, int64 of shape (n,), on the same device."""
     at: torch.Tensor | None = None
     """Position of the answer in each row, int64 of shape (n,); None where the model gives one answer a row."""
     loss: Loss = functional.cross_entropy
@@ -193,6 +193,6 @@ def behaviour(model: nn.Module, skill: Skill, *, name: str = "", rows: int = 512
     )
 
 
-def accuracy(model: Any, skill: Skill, rows: int = 512) -> float:
+def accuracy(model: nn.Module, skill: Skill, rows: int = 512) -> float:
     """Share of instances told right, in [0, 1]."""
     return behaviour(model, skill, rows=rows).accuracy

@@ -7,7 +7,8 @@ setting theta to 0 changes the loss by minus that, to first order.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from uphold.explain.wrappers.config import UnitKind
 from uphold.explain.wrappers.skill import Skill
 from uphold.models.sites.run import ready
 
-_UP = re.compile(r"(^|\.)lora_(embedding_)?B(\.|$)")
+_FACTOR_B = re.compile(r"(^|\.)lora_(embedding_)?B(\.|$)")
 """The second factor of a low-rank update B A, in PEFT and elsewhere: one column for each rank-one part."""
 
 
@@ -121,9 +122,24 @@ class Units:
                     tensor.view(-1)[index] = 0
                     continue
                 tensor.select(part.dim, index).zero_()
-                beside = parameters.get(f"{part.name.removesuffix('weight')}bias")
+                beside = parameters.get(_bias_of(part.name))
                 if bias and self.kind == "neurons" and beside is not None:
                     beside[index] = 0
+
+    @contextmanager
+    def without(self, numbers: Sequence[int], *, bias: bool = False) -> Iterator[None]:
+        """Units at zero, as `zero` sets them, for a while; afterwards every weight is what it was, bit for bit."""
+        parts = {self.place(number)[0].name for number in numbers}
+        names = parts | {_bias_of(part) for part in parts}
+        touched = [one for name, one in self.model.named_parameters() if name in names]
+        before = [one.detach().clone() for one in touched]
+        try:
+            self.zero(numbers, bias=bias)
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, values in zip(touched, before, strict=True):
+                    tensor.copy_(values)
 
     def _tensors(self) -> list[torch.Tensor]:
         parameters = dict(self.model.named_parameters())
@@ -132,7 +148,11 @@ class Units:
 
 def is_adapter_factor(name: str) -> bool:
     """Whether a parameter is the factor B of a low-rank update B A."""
-    return _UP.search(name) is not None
+    return _FACTOR_B.search(name) is not None
+
+
+def _bias_of(weight: str) -> str:
+    return f"{weight.removesuffix('weight')}bias"
 
 
 def _by_unit(values: torch.Tensor, dim: int) -> torch.Tensor:

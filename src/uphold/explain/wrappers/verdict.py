@@ -18,6 +18,8 @@ from uphold.explain.wrappers.skill import Behaviour
 Verdict = Literal["unchanged", "wrapped", "altered", "deleted", "undecided"]
 Reading = Literal["kept", "partly", "gone", "cannot tell"]
 _MEANING: dict[Reading, Verdict] = {"kept": "wrapped", "partly": "altered", "gone": "deleted"}
+RELEARNING = "relearning"
+"""The tool without which there is no verdict."""
 READABLE = 0.1
 """A probe of the old model must read so much more than one of an untrained model to tell anything."""
 REVIVED = 0.5
@@ -40,27 +42,26 @@ def read_relearning(found: Relearning, config: WrapperConfig) -> Sign:
     Kept where the target is reached `faster` times sooner than by every control, gone where neither it nor half the way
     to it is reached `slow` times sooner than by the best control.
     """
-    tool = f"relearning at {found.learning_rate:g}"
-    own = found.arms[0].reached(found.target)
-    steps = "/".join(f"> {found.arms[0].steps[-1]}" if one is None else str(one) for one in own)
-    if len(found.arms) < 2:
-        return Sign(tool, "cannot tell", f"{steps} steps, with no control beside it")
+    own, *controls = found.arms
+    steps = "/".join(f"> {own.steps[-1]}" if one is None else str(one) for one in own.reached(found.target))
+    text = f"at {found.learning_rate:g}: {steps} steps"
+    if not controls:
+        return Sign(RELEARNING, "cannot tell", f"{text}, with no control beside it")
     leads = found.leads()
     if leads is None:
-        ends = {arm.name: arm.mean[-1] for arm in found.arms}
-        text = ", ".join(f"{name} {value:.1%}" for name, value in ends.items())
-        if found.arms[0].mean[-1] <= max(arm.mean[-1] for arm in found.arms[1:]):
-            return Sign(tool, "gone", f"{steps} steps; accuracy at the end: {text}")
-        return Sign(tool, "cannot tell", f"{steps} steps, more are needed; accuracy at the end: {text}")
+        ends = ", ".join(f"{arm.name} {arm.mean[-1]:.1%}" for arm in found.arms)
+        if own.mean[-1] <= max(arm.mean[-1] for arm in controls):
+            return Sign(RELEARNING, "gone", f"{text}; accuracy at the end: {ends}")
+        return Sign(RELEARNING, "cannot tell", f"{text}, more are needed; accuracy at the end: {ends}")
     least = min(leads, key=lambda one: one.times)
     halves = found.leads(found.half) or leads
     half = next(one for one in halves if one.control == least.control)
-    text = f"{steps} steps, {_bound(least)} times sooner than {least.control}; half-life {_bound(half)} times shorter"
+    text = f"{text}, {_bound(least)} times sooner than {least.control}; half-life {_bound(half)} times shorter"
     if least.times >= config.faster:
-        return Sign(tool, "kept", text)
+        return Sign(RELEARNING, "kept", text)
     if least.open:
-        return Sign(tool, "cannot tell", f"{text}: more steps are needed")
-    return Sign(tool, "gone" if max(least.times, half.times) <= config.slow else "partly", text)
+        return Sign(RELEARNING, "cannot tell", f"{text}: more steps are needed")
+    return Sign(RELEARNING, "gone" if max(least.times, half.times) <= config.slow else "partly", text)
 
 
 def _bound(lead: Lead) -> str:
@@ -97,18 +98,16 @@ def read_revival(found: Revival, lost: float) -> Sign:
     return Sign("revival", "kept" if revived else "cannot tell", text)
 
 
-def judge(
-    before: Behaviour, after: Behaviour, target: float, relearning: Relearning, signs: Sequence[Sign]
-) -> tuple[Verdict, str]:
+def judge(before: Behaviour, after: Behaviour, relearning: Relearning, signs: Sequence[Sign]) -> tuple[Verdict, str]:
     """The verdict, and why.
 
     Args:
         before: the old model on the old skill.
         after: the new model on it.
-        target: accuracy that counts as having it.
-        relearning: its curves.
+        relearning: its curves, and the accuracy that counts as having the skill.
         signs: what each tool says.
     """
+    target = relearning.target
     numbers = f"old skill {before.accuracy:.1%}, after the update {after.accuracy:.1%} (needed {target:.1%})"
     if after.accuracy >= target:
         if all(one == 0 for one in relearning.arms[0].reached(target)):
@@ -118,7 +117,7 @@ def judge(
         return "undecided", f"{numbers}: within noise of {after.n} instances"
     telling = [one for one in signs if one.says != "cannot tell"]
     listed = "; ".join(f"{one.tool}: {one.says} ({one.numbers})" for one in signs)
-    if not any(one.tool.startswith("relearning") for one in telling):
+    if all(one.tool != RELEARNING for one in telling):
         return "undecided", f"{numbers}; relearning does not tell; {listed}"
     said = {one.says for one in telling}
     if len(said) > 1:

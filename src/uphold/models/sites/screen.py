@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from uphold.core.errors import UsageError
 from uphold.models.sites.hooks import Edit, Inputs, sliced
 from uphold.models.sites.layout import Layout, Place
 from uphold.models.sites.run import read
@@ -94,14 +95,46 @@ def attributions(
         By site, shape (rows, positions).
     """
     sites = list(source)
-    entry = Site("residual", -1)
+    base, slopes = mean_gradients(layout, inputs, sites, metric, source.get(Site("residual", -1)), at=at, steps=steps)
+    return {site: ((source[site].to(base[site]) - base[site]) * slopes[site]).sum(-1) for site in sites}
+
+
+def mean_gradients(
+    layout: Layout,
+    inputs: Inputs,
+    sites: Sequence[Site],
+    metric: Callable[[torch.Tensor], torch.Tensor],
+    entry: torch.Tensor | None,
+    *,
+    at: torch.Tensor | None = None,
+    steps: int = 1,
+) -> tuple[dict[Site, torch.Tensor], dict[Site, torch.Tensor]]:
+    """What sites hold, as `gradients` gives it, and its gradients, averaged over steps.
+
+    Args:
+        layout: of the model.
+        inputs: what it is called with.
+        sites: where.
+        metric: logits to one number for each row.
+        entry: the embeddings to go to, shape (rows, positions, hidden); needed for more than one step.
+        at: the position that counts in each row.
+        steps: points from the embeddings of the inputs (the first) on the way to `entry`.
+
+    Raises:
+        UsageError: there are several steps and no `entry`.
+    """
+    if steps > 1 and entry is None:
+        raise UsageError("gradients are averaged between two inputs: the source must hold residual.-1 as well")
     base, slopes = gradients(layout, inputs, sites, metric, at=at)
     for step in range(1, steps):
-        part = step / steps
-        between = Edit(entry, lambda old, part=part: old + part * (source[entry].to(old) - old))  # type: ignore[misc]
-        more = gradients(layout, inputs, sites, metric, [between], at=at)[1]
+
+        def between(old: torch.Tensor, part: float = step / steps) -> torch.Tensor:
+            assert entry is not None
+            return old + part * (entry.to(old) - old)
+
+        more = gradients(layout, inputs, sites, metric, [Edit(Site("residual", -1), between)], at=at)[1]
         slopes = {site: slopes[site] + more[site] for site in sites}
-    return {site: ((source[site].to(base[site]) - base[site]) * slopes[site]).sum(-1) / steps for site in sites}
+    return base, {site: slope / steps for site, slope in slopes.items()}
 
 
 def _module_of(place: Place) -> Site:

@@ -1,15 +1,20 @@
-"""Which weights a site is computed with: what a repair of that site may change."""
+"""Which weights a site is computed with, what a repair of that site may change, and the matrix of a linear module."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from uphold.core.errors import UsageError
+from uphold.core.errors import ModelError, UsageError
 from uphold.models.sites.layout import Layout, Place, read_layout
+from uphold.models.sites.run import ready
 from uphold.models.sites.site import Site
+
+_ROWS = 1024
 
 
 class Region(NamedTuple):
@@ -86,6 +91,37 @@ def train_only(model: Any, sites: Sequence[Site]) -> None:
     idle = next((path for path, count in trained.items() if not count), None)
     if idle is not None:
         raise UsageError(f"site {parts[idle]}: the adapter has nothing to train in {idle}; name other sites")
+
+
+def matrix_of(layout: Layout, path: str, module: Any) -> torch.Tensor:
+    """The matrix of a linear module in the row convention, shape (inputs, outputs): also of one with an adapter.
+
+    Args:
+        layout: of the model.
+        path: of the module, for messages.
+        module: found there.
+
+    Raises:
+        ModelError: the module is not linear.
+    """
+    if type(module) is nn.Linear or isinstance(module, Conv1D):
+        weight: torch.Tensor = module.weight.detach()
+        return weight if isinstance(module, Conv1D) else weight.T
+    inner = getattr(module, "base_layer", module)
+    plain = getattr(inner, "weight", None)
+    if plain is None or plain.dim() != 2:
+        raise ModelError(f"{path} is a {type(module).__name__}: expected a linear module")
+    width = int(getattr(inner, "in_features", plain.shape[0]))
+    kind = {"device": plain.device, "dtype": plain.dtype if plain.is_floating_point() else torch.float32}
+    with ready(layout.model):
+        zero = module(torch.zeros(1, width, **kind))
+        rows = [module(part) - zero for part in torch.split(torch.eye(width, **kind), _ROWS)]
+        weight = torch.cat(rows)
+        probe = torch.linspace(-1, 2, width, **kind)[None]
+        wanted, given = module(probe) - zero, probe @ weight
+    if not torch.allclose(wanted, given, rtol=1e-2, atol=1e-3 * float(wanted.abs().max() + 1e-30)):
+        raise ModelError(f"{path} is a {type(module).__name__}, which is not linear")
+    return weight
 
 
 def _sliced(place: Place) -> list[Region]:
