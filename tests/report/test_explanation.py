@@ -23,13 +23,15 @@ def test_the_graph_has_a_node_for_each_drawn_site_and_a_line_for_each_path() -> 
     other = replace(one.sites[0], sites=("mlp.0",))
     root = ElementTree.fromstring(graph(replace(one, sites=(*one.sites, other))))
     assert sum(node.get("class") == "node" for node in root.iter(f"{SVG}rect")) == 2
-    assert len(list(root.iter(f"{SVG}path"))) == 1
+    assert [path.get("class") for path in root.iter(f"{SVG}path")] == ["edge", "arrow"]
     faint = replace(one, sites=(*one.sites, other), edges=(Edge("mlp.0", "mlp.1", 0.01),))
     assert not list(ElementTree.fromstring(graph(faint)).iter(f"{SVG}path"))
 
 
 def test_pictures_fetch_nothing_and_escape_names(tmp_path: Path) -> None:
-    strange = replace(explanation(), estimates={"mlp.0": 0.1, "module.1.<b>": 0.2})
+    one = explanation()
+    both = (*one.sites, replace(one.sites[0], sites=("mlp.0",)))
+    strange = replace(one, estimates={"mlp.0": 0.1, "module.1.<b>": 0.2}, sites=both)
     paths = write_pictures(strange, tmp_path)
     assert [path.name for path in paths] == ["explanation-heat-map.svg", "explanation-graph.svg"]
     for path in paths:
@@ -37,3 +39,5 @@ def test_pictures_fetch_nothing_and_escape_names(tmp_path: Path) -> None:
         ElementTree.fromstring(text)
         assert "<b>" not in text
         assert not re.search(r"(href|src|url\()", text)
+    assert len(write_pictures(replace(strange, edges=()), tmp_path)) == 1
+    assert not paths[1].exists()

@@ -36,22 +36,26 @@ def _flips(
     again. Sites are chosen on one half of the flips and measured on the other, beside random sites.
     """
     from uphold.cli.console import print_result, progress_to_stderr, say
+    from uphold.core.storage import writable_folder
     from uphold.explain.flips import flips
     from uphold.measure.comparison import FILE as COMPARISON
     from uphold.report import write_report
     from uphold.report.explanation import write_pictures
 
+    folder = writable_folder(out or comparison)
     with progress_to_stderr(quiet) as progress:
         found = flips(
             comparison, old=old, new=new, task=task, config=FlipsConfig(**(overrides or {})), progress=progress
         )
-    folder = out or comparison
     found.save(folder)
     print_result(str(found), found.to_dict(), as_json)
     for path in write_pictures(found, folder):
         say(f"picture: {path}")
     if (folder / COMPARISON).is_file():
         say(f"report: {write_report(folder)}")
+    if found.sites:
+        models = f"{old or found.old} {new or found.new} --task {task or found.task}"
+        say(f"to repair there: uphold repair muscle {models} --out REPAIR --sites {found.sites[0].sites[0]}")
 
 
 app.command("flips")(with_config_options(_flips, FlipsConfig))

@@ -6,7 +6,7 @@ comparison, screened by attribution patching. A site is patched at all positions
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,12 +15,12 @@ from uphold.core.progress import Progress, silent
 from uphold.core.registry import explain
 
 if TYPE_CHECKING:
+    from uphold.core.records import Record
     from uphold.core.runs import Run
     from uphold.explain.restoring.explanation import Explanation
-    from uphold.explain.restoring.forks import Forks
     from uphold.measure.comparison import Comparison
     from uphold.models.load import Loaded, ModelLike
-    from uphold.tasks.base import Task
+    from uphold.tasks.base import Instance, Task
 
 LEAST = 10
 """Negative flips below which nothing is chosen and measured."""
@@ -49,8 +49,14 @@ class FlipsConfig:
     """Of the halves to choose and to measure on, and of the random sites."""
 
     def __post_init__(self) -> None:
-        if min(self.top, self.exact, self.drawn, self.most, self.batch_tokens) < 1:
-            raise UsageError("top, exact, drawn, most and batch_tokens must be at least 1")
+        if not self.kinds:
+            raise UsageError("name at least one kind of site: head, mlp, attention, ...")
+        if min(self.top, self.drawn, self.batch_tokens) < 1 or self.seed < 0:
+            raise UsageError("top, drawn and batch_tokens must be at least 1, and seed at least 0")
+        if self.exact < self.top:
+            raise UsageError(f"exact is {self.exact}: at least the {self.top} sites to report (top) must be patched")
+        if self.most < LEAST:
+            raise UsageError(f"most is {self.most}: at least {LEAST} flips are needed to choose sites and measure them")
         if self.rank not in ("distance", "net"):
             raise unknown_name("rank", self.rank, ("distance", "net"))
 
@@ -83,24 +89,28 @@ def flips(
     from uphold.explain.restoring.effects import Hybrid
     from uphold.explain.restoring.explanation import Explanation
     from uphold.explain.restoring.find import find
+    from uphold.explain.restoring.forks import forks
     from uphold.measure.comparison import load_comparison
-    from uphold.models.load import check_same_tokenizer, check_single
-    from uphold.models.shared import load_pair
+    from uphold.models.encode import Encoder
     from uphold.models.sites.layout import read_layout
     from uphold.models.sites.site import parse_kinds
-    from uphold.tasks.load import load_task
 
     options = config or FlipsConfig()
     kinds = parse_kinds(options.kinds)
     pair = load_comparison(Path(comparison)) if isinstance(comparison, str | Path) else comparison
-    asked = load_task(task if isinstance(task, str | Path) else pair.old.task) if not _is_task(task) else task
-    models = load_pair(pair.old.name if old is None else old, pair.new.name if new is None else new)
-    for loaded, run, role in zip(models, (pair.old, pair.new), ("old", "new"), strict=True):
-        check_single(loaded)
-        _check_same(loaded, run, role)
-    check_same_tokenizer(*models)
-    negative, positive = _forks(pair, asked, models[1], options)  # type: ignore[arg-type]
+    asked = _task(pair, task)
+    changed = _changed(pair, asked, options)
+    models = _models(pair, old, new)
     hybrid = Hybrid(read_layout(models[0].model), read_layout(models[1].model), options.batch_tokens)
+    encoder = Encoder(models[1].tokenizer)
+    negative, positive = (
+        hybrid.decided(forks(asked, some, encoder, models[1].tokenizer.eos_token_id)) for some in changed
+    )
+    if len(negative.rows) < LEAST:
+        raise DataError(
+            f"only {len(negative.rows)} of {len(changed[0])} negative flips are decided at the first token in which "
+            f"the answers differ: at least {LEAST} are needed to choose sites and to measure them on others"
+        )
     found = find(
         hybrid,
         negative,
@@ -114,27 +124,60 @@ def flips(
         progress=progress,
     )
     return Explanation(
-        pair.old.name,
-        pair.new.name,
-        pair.old.task,
-        len(negative.rows),
-        len(positive.rows),
-        negative.left_out + positive.left_out,
-        found.held_out,
-        found.ceiling,
-        {str(site): value for site, value in found.estimates.items()},
-        found.sites,
-        found.together,
-        found.random,
-        found.edges,
-        hybrid.new.layers,
-        hybrid.new.heads,
-        options.seed,
+        old=pair.old.name,
+        new=pair.new.name,
+        task=pair.old.task,
+        split=str(pair.old.fingerprint["task"].get("split", "")),
+        runs=(pair.old.sha256, pair.new.sha256),
+        options={**asdict(options), "kinds": list(kinds)},
+        all_flips=len(_flipped(pair)[0]),
+        flips=len(negative.rows),
+        gains=len(positive.rows),
+        left_out=negative.left_out + positive.left_out,
+        held_out=found.held_out,
+        every=found.every,
+        estimates={str(site): value for site, value in found.estimates.items()},
+        sites=found.sites,
+        together=found.together,
+        random=found.random,
+        edges=found.edges,
+        layers=hybrid.new.layers,
+        heads=hybrid.new.heads,
     )
 
 
-def _is_task(task: object) -> bool:
-    return task is not None and not isinstance(task, str | Path)
+def _models(pair: Comparison, old: ModelLike | None, new: ModelLike | None) -> tuple[Loaded, Loaded]:
+    """The models that were compared, by their names in the comparison where they are not given."""
+    from uphold.models.load import check_same_tokenizer, check_single
+    from uphold.models.shared import load_pair
+
+    names = [run.name if given is None else given for run, given in ((pair.old, old), (pair.new, new))]
+    for run, role in ((pair.old, "old"), (pair.new, "new")):
+        if "weights" not in run.fingerprint["model"]:
+            raise DataError(
+                f"'{run.name}' was read from a log: compare the models themselves (uphold compare OLD NEW) to "
+                f"look into the {role} one"
+            )
+    models = load_pair(names[0], names[1])
+    for loaded, run, role in zip(models, (pair.old, pair.new), ("old", "new"), strict=True):
+        check_single(loaded)
+        _check_same(loaded, run, role)
+    check_same_tokenizer(*models)
+    return models
+
+
+def _task(pair: Comparison, task: str | Path | Task | None) -> Task:
+    """The task that was compared."""
+    from uphold.tasks.load import load_task
+
+    if task is not None:
+        return load_task(task) if isinstance(task, str | Path) else task
+    try:
+        return load_task(pair.old.task)
+    except UsageError as error:
+        raise UsageError(
+            f"the comparison's task '{pair.old.task}' is none that is known by its name: name its file (--task FILE)"
+        ) from error
 
 
 def _check_same(loaded: Loaded, run: Run, role: str) -> None:
@@ -149,45 +192,47 @@ def _check_same(loaded: Loaded, run: Run, role: str) -> None:
         )
 
 
-def _forks(pair: Comparison, task: Task, loaded: Loaded, options: FlipsConfig) -> tuple[Forks, Forks]:
-    import random
-
-    from uphold.explain.restoring.forks import forks
-    from uphold.models.encode import Encoder
-    from uphold.tasks.base import SPLITS
-
-    instances = {one.id: one for split in SPLITS for one in task.instances(split)}
+def _flipped(pair: Comparison) -> tuple[list[tuple[Record, Record]], list[tuple[Record, Record]]]:
+    """Both models' records of negative flips and of gains, by id."""
     new = {record.id: record for record in pair.new.records()}
-    sides: dict[bool, list[str]] = {True: [], False: []}
-    old = {}
-    for record in pair.old.records():
+    sides: dict[bool, list[tuple[Record, Record]]] = {True: [], False: []}
+    for record in sorted(pair.old.records(), key=lambda one: one.id):
         other = new.get(record.id)
         if other is not None and None not in (record.correct, other.correct) and record.correct != other.correct:
-            sides[bool(record.correct)].append(record.id)
-            old[record.id] = record
-    if len(sides[True]) < LEAST:
+            sides[bool(record.correct)].append((record, other))
+    return sides[True], sides[False]
+
+
+def _changed(
+    pair: Comparison, task: Task, options: FlipsConfig
+) -> tuple[list[tuple[Instance, Record, Record]], list[tuple[Instance, Record, Record]]]:
+    """Negative flips and gains with their instances, at most `options.most` of each."""
+    import random
+
+    from uphold.tasks.base import SPLITS, task_fingerprint
+
+    flipped = _flipped(pair)
+    if len(flipped[0]) < LEAST:
         raise DataError(
-            f"the comparison has {len(sides[True])} negative flips: at least {LEAST} are needed to choose sites and to "
+            f"the comparison has {len(flipped[0])} negative flips: at least {LEAST} are needed to choose sites and to "
             "measure them on others"
         )
-    missing = next((one for one in old if one not in instances), None)
+    instances = {one.id: one for split in SPLITS for one in task.instances(split)}
+    missing = next((old.id for side in flipped for old, _ in side if old.id not in instances), None)
     if missing is not None:
         raise DataError(
             f"the task '{task.name}' has no instance {missing} of the comparison: name the task that was compared "
             "(--task)"
         )
+    theirs = pair.old.fingerprint["task"]
+    ours = task_fingerprint(task, theirs.get("split", "test"))
+    for name in ("kind", "delimiter", "metric", "decoding"):
+        if ours.get(name) != theirs.get(name):
+            raise DataError(
+                f"the task '{task.name}' has the {name} {ours.get(name)!r}, the comparison {theirs.get(name)!r}: name "
+                "the task that was compared (--task)"
+            )
     draw = random.Random(options.seed)
-    found: list[Forks] = []
-    encoder = Encoder(loaded.tokenizer)
-    for negative in (True, False):
-        ids = sorted(sides[negative])
-        some = sorted(draw.sample(ids, options.most)) if len(ids) > options.most else ids
-        found.append(
-            forks(task, [(instances[one], old[one], new[one]) for one in some], encoder, loaded.tokenizer.eos_token_id)
-        )
-    if len(found[0].rows) < LEAST:
-        raise DataError(
-            f"only {len(found[0].rows)} of the negative flips have answers that part at a token: at least {LEAST} are "
-            "needed"
-        )
-    return found[0], found[1]
+    some = [sorted(draw.sample(side, options.most)) if len(side) > options.most else side for side in flipped]
+    first, second = ([(instances[old.id], old, new) for old, new in side] for side in some)
+    return first, second

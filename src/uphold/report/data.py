@@ -106,7 +106,9 @@ class ReportData:
     gate: Gate | None = None
     """What a gate said about this update; None where the folder holds no `gate.json`."""
     explanation: Explanation | None = None
-    """Where in the network its flips come from; None where the folder holds no `explanation.json`."""
+    """Where in the network its flips come from; None where the folder holds no `explanation.json` of these runs."""
+    stale: str = ""
+    """Why an `explanation.json` that is there is not shown."""
 
     @property
     def continuous(self) -> bool:
@@ -223,9 +225,22 @@ def gather(folder: Path, limit: int = LIMIT) -> ReportData:
         )
     repaired = repair.repaired.comparison if repair else None
     instances = read_instances(before.old, before.new, repaired.new if repaired else None, not continuous, limit)
-    explanation = load_explanation(folder) if (folder / EXPLANATION_FILE).is_file() else None
+    explanation, stale = _explanation(folder, before)
     found = _slices(before, repaired)
-    return ReportData(before, repair, tuple(versions), found, instances, _gate(folder / GATE_FILE), explanation)
+    return ReportData(before, repair, tuple(versions), found, instances, _gate(folder / GATE_FILE), explanation, stale)
+
+
+def _explanation(folder: Path, before: Comparison) -> tuple[Explanation | None, str]:
+    """The explanation in a folder, or why one that is there is not shown."""
+    if not (folder / EXPLANATION_FILE).is_file():
+        return None, ""
+    try:
+        found = load_explanation(folder)
+    except CorruptError as error:
+        return None, f"Not shown: {error}."
+    if found.runs != (before.old.sha256, before.new.sha256):
+        return None, f"{EXPLANATION_FILE} is of other answers and not shown: run 'uphold explain flips' again."
+    return found, ""
 
 
 def _gate(path: Path) -> Gate | None:

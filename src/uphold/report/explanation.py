@@ -5,7 +5,7 @@ Each is an SVG file of its own, legible in light and dark; the numbers are those
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -23,21 +23,25 @@ svg { background: var(--page); font: 13px system-ui, "Segoe UI", "Liberation San
 """What a report's page defines, for pictures that stand alone."""
 STYLE = "explanation.css"
 """Style sheet of the pictures, in this package."""
-_CELL, _LEFT, _TOP = 34.0, 62.0, 74.0
-_NODE_WIDTH, _NODE_HEIGHT, _GAP = 190.0, 62.0, 130.0
-_LEAST_EDGE, _MOST_EDGES = 0.05, 7
-_ALONG = (0.5, 0.3, 0.7)
-"""Where on a line its label stands: in turn, so that few of them meet."""
+_CELL, _LEFT, _TOP = 34.0, 62.0, 112.0
+_EDGE, _NODE_WIDTH, _NODE_HEIGHT, _STEP = 24.0, 190.0, 62.0, 62.0
+"""Of the graph: its margin, a site's box, and how much further out an arc goes for each site that it passes."""
+_LEAST_EDGE, _MOST_EDGES = 0.05, 8
 
 
 def write_pictures(explanation: Explanation, folder: str | Path) -> list[Path]:
-    """Write `explanation-heat-map.svg` and, where sites were chosen, `explanation-graph.svg` to a folder."""
+    """Write `explanation-heat-map.svg` and, where there are lines to draw, `explanation-graph.svg` to a folder.
+
+    A graph of an earlier explanation is taken away.
+    """
     target = Path(folder)
     written = [target / "explanation-heat-map.svg"]
     write_text(written[0], heat_map(explanation, alone=True))
-    if explanation.sites:
-        written.append(target / "explanation-graph.svg")
-        write_text(written[1], graph(explanation, alone=True))
+    drawn = target / "explanation-graph.svg"
+    drawn.unlink(missing_ok=True)
+    if explanation.edges:
+        written.append(drawn)
+        write_text(drawn, graph(explanation, alone=True))
     return written
 
 
@@ -49,17 +53,20 @@ def heat_map(explanation: Explanation, alone: bool = False) -> str:
     columns = list(dict.fromkeys(_column(site) for site in explanation.estimates))
     most = max((abs(value) for value in explanation.estimates.values()), default=0.0) or 1.0
     ranks = {one.sites[0]: number for number, one in enumerate(explanation.sites, start=1)}
+    choosing = explanation.flips - explanation.held_out
     parts = [
         _text(_LEFT, 24, "Where the old answers sit", "title"),
-        _text(_LEFT, 43, f"share of the distance to the old model, first order; strongest {most:.0%}", "muted"),
+        _text(_LEFT, 43, "share of the distance to the old model, estimated to first order", "muted"),
+        _text(_LEFT, 60, f"on the {choosing} flips that sites were chosen by", "muted"),
+        _text(_LEFT, _TOP - 26, _sites_named(explanation), "muted"),
     ]
     for place, name in enumerate(columns):
         parts.append(_text(_LEFT + (place + 0.5) * _CELL, _TOP - 8, name, "muted", "middle"))
     for layer in range(explanation.layers):
         parts.append(_text(_LEFT - 8, _TOP + (layer + 0.65) * _CELL, str(layer), "muted", "end"))
-    middle = _TOP + explanation.layers * _CELL / 2
+    down = _TOP + explanation.layers * _CELL / 2
     parts.append(
-        f'<text class="muted" text-anchor="middle" transform="translate(18 {middle:g}) rotate(-90)">block</text>'
+        f'<text class="muted" text-anchor="middle" transform="translate(18 {down:g}) rotate(-90)">block</text>'
     )
     for site, value in explanation.estimates.items():
         x, y = _LEFT + columns.index(_column(site)) * _CELL, _TOP + int(site.split(".")[1]) * _CELL
@@ -69,39 +76,38 @@ def heat_map(explanation: Explanation, alone: bool = False) -> str:
                 f'<rect class="chosen" x="{x + 1.5:g}" y="{y + 1.5:g}" width="{_CELL - 3:g}" height="{_CELL - 3:g}"/>'
             )
             parts.append(_text(x + _CELL / 2, y + _CELL / 2 + 4, str(ranks[site]), "rank", "middle"))
-    legend = _TOP + explanation.layers * _CELL + 24
-    parts.append(_legend(legend))
-    width = max(_LEFT + len(columns) * _CELL + 20, 560)
-    return _svg(width, legend + 34, parts, f"Heat map of {len(explanation.estimates)} sites", alone)
+    legend = _TOP + explanation.layers * _CELL + 20
+    parts.append(_legend(legend, most))
+    width = max(_LEFT + len(columns) * _CELL + 20, 470)
+    return _svg(width, legend + 50, parts, f"Heat map of {len(explanation.estimates)} sites", alone)
 
 
 def graph(explanation: Explanation, alone: bool = False) -> str:
-    """The chosen sites from left to right by block, with what of one's effect passes through another."""
+    """The chosen sites from the first block downwards, and how much of one's effect passes through another."""
     drawn = {name for edge in explanation.edges for name in (edge.source, edge.target)}
-    shown = [one for one in explanation.sites if one.sites[0] in drawn] or list(explanation.sites[:1])
-    blocks = sorted({_block(one) for one in shown})
-    places: dict[str, tuple[float, float]] = {}
-    for column, block in enumerate(blocks):
-        for row, one in enumerate(sorted((one for one in shown if _block(one) == block), key=lambda one: one.sites)):
-            places[one.sites[0]] = (24 + column * (_NODE_WIDTH + _GAP), _TOP + row * (_NODE_HEIGHT + 34))
+    before = {(edge.source, edge.target) for edge in explanation.edges}
+    # Within a block, too, the source of an edge stands above its target.
+    shown = sorted(
+        (one for one in explanation.sites if one.sites[0] in drawn),
+        key=lambda one: (_block(one), sum((other, one.sites[0]) in before for other in drawn), one.sites),
+    )
+    rows = {one.sites[0]: row for row, one in enumerate(shown)}
+    strong = [edge for edge in explanation.edges if abs(edge.share) >= _LEAST_EDGE]
+    kept = sorted(strong, key=lambda edge: -abs(edge.share))[:_MOST_EDGES]
+    few = f"; the {len(kept)} strongest of {len(explanation.edges)} lines" if len(kept) < len(explanation.edges) else ""
     parts = [
-        _text(24, 24, "Sites that bring flips back, and what passes from one to another", "title"),
-        _text(
-            24,
-            43,
-            "blue: flips restored; orange: gains lost; a line: share of the effect that goes along it",
-            "muted",
-        ),
+        _text(_EDGE, 24, "Sites that bring flips back, and what passes from one to another", "title"),
+        _text(_EDGE, 43, "bars: flips restored (upper), gains lost (lower)", "muted"),
+        _text(_EDGE, 60, "line: share of the upper site's effect that is gone when the lower one is held", "muted"),
+        _text(_EDGE, 77, f"dashed: the effect grows{few}", "muted"),
     ]
-    seen = [edge for edge in explanation.edges if {edge.source, edge.target} <= places.keys()]
-    strong = sorted((edge for edge in seen if abs(edge.share) >= _LEAST_EDGE), key=lambda edge: -abs(edge.share))
-    for number, edge in enumerate(strong[:_MOST_EDGES]):
-        parts.append(_edge(edge, places, _ALONG[number % len(_ALONG)]))
-    parts += [_node(one, *places[one.sites[0]]) for one in shown]
-    # On the right there is room for a line between two sites of the last block.
-    width = 48 + len(blocks) * (_NODE_WIDTH + _GAP) - _GAP / 2
-    height = max(y for _, y in places.values()) + _NODE_HEIGHT + 24
-    return _svg(max(width, 640), height, parts, f"Graph of {len(shown)} sites", alone)
+    lines = [_edge(edge, rows) for edge in kept]
+    parts += [line for line, _ in lines]
+    parts += [_node(one, _EDGE, _row_top(row)) for row, one in enumerate(shown)]
+    parts += [label for _, label in lines]
+    reach = max((rows[edge.target] - rows[edge.source] for edge in kept), default=1)
+    width = _EDGE + _NODE_WIDTH + _STEP * (reach + 1.2)
+    return _svg(max(width, 540), _row_top(len(shown)) - 6, parts, f"Graph of {len(shown)} sites", alone)
 
 
 def _column(site: str) -> str:
@@ -126,14 +132,22 @@ def _cell(x: float, y: float, site: str, value: float, most: float) -> str:
     )
 
 
-def _legend(y: float) -> str:
+def _sites_named(explanation: Explanation) -> str:
+    """The kinds of sites across, the short ones spelt out."""
+    kinds = dict.fromkeys(site.split(".")[0] for site in explanation.estimates)
+    return ", ".join(f"{_SHORT[kind]}: {kind}" if kind in _SHORT else kind for kind in kinds)
+
+
+def _legend(y: float, most: float) -> str:
     parts = []
     for place, (sign, strength) in enumerate([("less", 1), ("less", 0.5), ("more", 0), ("more", 0.5), ("more", 1)]):
         parts.append(
-            f'<rect class="cell {sign}" fill-opacity="{strength}" x="{_LEFT + place * 22:g}" y="{y:g}" width="22" '
+            f'<rect class="cell {sign}" fill-opacity="{strength}" x="{_LEFT + 50 + place * 22:g}" y="{y:g}" width="22" '
             'height="14"/>'
         )
-    parts.append(_text(_LEFT + 122, y + 12, "away from the old model / towards it; framed: chosen", "muted"))
+    parts.append(_text(_LEFT + 44, y + 12, f"-{most:.0%}", "muted", "end"))
+    parts.append(_text(_LEFT + 166, y + 12, f"+{most:.0%}, towards the old model", "muted"))
+    parts.append(_text(_LEFT, y + 36, "framed: chosen, with its rank", "muted"))
     return "".join(parts)
 
 
@@ -152,24 +166,26 @@ def _node(one: SiteEffect, x: float, y: float) -> str:
     )
 
 
-def _edge(edge: Edge, places: dict[str, tuple[float, float]], along: float) -> str:
-    (x, y), (u, v) = places[edge.source], places[edge.target]
-    y, v, side = y + _NODE_HEIGHT / 2, v + _NODE_HEIGHT / 2, x + _NODE_WIDTH
-    # Two sites of one block are joined around the side.
-    first, last = (side + 56, side + 56) if x == u else ((side + u) / 2, (side + u) / 2)
-    end = side if x == u else u
-    at = (_bezier(side, first, last, end, along), _bezier(y, y, v, v, along) + 4)
-    width = max(1.2, 9 * min(1.0, abs(edge.share)))
+def _edge(edge: Edge, rows: Mapping[str, int]) -> tuple[str, str]:
+    """An arc on the right of both sites, the further out the more sites it passes; and its label."""
+    first, last = rows[edge.source], rows[edge.target]
+    side, passed = _EDGE + _NODE_WIDTH, last - first
+    # Lines leave in the lower half of a site and arrive in the upper half, spread so that they can be told apart.
+    start = _row_top(first) + _NODE_HEIGHT * (0.55 + 0.07 * min(passed, 5))
+    end = _row_top(last) + _NODE_HEIGHT * (0.45 - 0.07 * min(passed, 5))
+    out = side + 14 + _STEP * passed * 4 / 3
+    width = max(1.2, 7 * min(1.0, abs(edge.share)))
     css = "edge" if edge.share > 0 else "edge less"
-    path = f"M{side:g} {y:g}C{first:g} {y:g} {last:g} {v:g} {end:g} {v:g}"
+    path = f"M{side:g} {start:.1f}C{out:g} {start:.1f} {out:g} {end:.1f} {side + 9:g} {end:.1f}"
     title = f"<title>{escape(edge.source)} through {escape(edge.target)}: {edge.share:.1%}</title>"
-    label = _text(at[0], at[1], f"{edge.share:.0%}", "label", "middle")
-    return f'<path class="{css}" stroke-opacity=".55" stroke-width="{width:.1f}" d="{path}">{title}</path>{label}'
+    arrow = f'<path class="arrow" d="M{side:g} {end:.1f}l11 -6v12z"/>'
+    label = _text(side + 0.75 * (out - side), (start + end) / 2 + 4, f"{edge.share:.0%}", "label", "middle")
+    line = f'<path class="{css}" stroke-opacity=".55" stroke-width="{width:.1f}" d="{path}">{title}</path>'
+    return line + arrow, label
 
 
-def _bezier(start: float, first: float, last: float, end: float, along: float) -> float:
-    back = 1 - along
-    return back**3 * start + 3 * back**2 * along * first + 3 * back * along**2 * last + along**3 * end
+def _row_top(row: int) -> float:
+    return 92 + row * (_NODE_HEIGHT + 26)
 
 
 def _text(x: float, y: float, text: str, css: str = "", anchor: str = "start") -> str:

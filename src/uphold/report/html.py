@@ -135,7 +135,7 @@ def _explained(data: ReportData) -> dict[str, Any] | None:
     names = ("name", "restored", "lost", "recovered")
     return {
         "heat_map": Markup(heat_map(data.explanation)),
-        "graph": Markup(graph(data.explanation)) if data.explanation.sites else "",
+        "graph": Markup(graph(data.explanation)) if data.explanation.edges else "",
         "rows": [dict(zip(names, row, strict=True)) for row in data.explanation.rows()],
     }
 

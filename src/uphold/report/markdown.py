@@ -42,10 +42,20 @@ def render_markdown(data: ReportData) -> str:
         _matrices(data),
         _rules(data),
         _slices(data),
+        _explanation(data),
         _flips(data),
         _how(data),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _explanation(data: ReportData) -> str:
+    if data.explanation is None:
+        return ""
+    rows = [[escape(cell) for cell in row] for row in data.explanation.rows()]
+    table = _table(("site", "flips restored", "gains lost", "of the distance"), rows)
+    notes = "\n".join(f"- {escape(note)}" for note in data.explanation.notes())
+    return f"## Where in the network\n\n{table}\n\n{notes}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> str:

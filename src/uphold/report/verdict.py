@@ -39,6 +39,8 @@ def remarks(data: ReportData) -> tuple[str, ...]:
             f"The repair fixes {fixed:,} of {negative:,} negative flips and newly breaks {broken:,}: "
             f"a difference {word} (exact McNemar {p_value(data.repair_p)})."
         )
+    if data.stale:
+        lines.append(data.stale)
     return tuple(lines)
 
 

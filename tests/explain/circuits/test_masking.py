@@ -90,3 +90,18 @@ def test_wrong_settings_are_refused() -> None:
         learn_mask(layout, pairs(layout, ()), ())
     with pytest.raises(EmptyError, match="2 pairs are too few"):
         learn_mask(layout, pairs(layout, ()).rows(slice(0, 2)), GROUP)
+
+
+def test_a_mask_that_reaches_nothing_patches_nothing() -> None:
+    layout = layout_of("llama")
+    base, source = prompts(layout, 0), prompts(layout, 1)
+    held, _ = read(layout, source.inputs, [node.site for node in GROUP])
+    alone = run(layout, base.inputs, at=base.at)
+    patched = run(layout, base.inputs, [moved(node, held, source, base) for node in GROUP], at=base.at)
+    gain = patched - alone
+    # Targets that neither run comes near to.
+    for logits in (alone, patched):
+        gain[logits.argsort(-1, descending=True).argsort(-1) < 20] = -9
+    pairs = repeated(Pairs(base, source, gain.argmax(-1)))
+    mask = learn_mask(layout, pairs, GROUP, config=MaskConfig(batch=5, epochs=8))
+    assert (mask.validation, mask.patched) == (0, ())

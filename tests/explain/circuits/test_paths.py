@@ -7,6 +7,9 @@ from torch import nn
 
 from tests.explain.circuits.made import FAMILIES, layout_of, prompts
 from uphold.core.errors import EmptyError, UsageError
+from uphold.explain.circuits import discovery
+from uphold.explain.circuits.discovery import Round, path_groups
+from uphold.explain.circuits.effects import Effects
 from uphold.explain.circuits.measures import Measure, of_all
 from uphold.explain.circuits.patching import activation_patching
 from uphold.explain.circuits.paths import Part, Receivers, path_patching, projection
@@ -150,3 +153,32 @@ def test_values_are_taken_where_the_role_is_in_the_source() -> None:
     value = held[node.site][torch.arange(5), corrupt.roles["early"]][:, None]
     logits = run(layout, clean.inputs, [Edit(node.site, value, clean.mask("early"))], at=clean.at)
     torch.testing.assert_close(found.changed[0], of_all("logit-difference", clean)(logits), atol=1e-5, rtol=1e-5)
+
+
+def test_receivers_take_up_what_is_sent_where_the_sender_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = layout_of("llama")
+    clean, corrupt = prompts(layout, 0, padded=False), prompts(layout, 1, padded=False)
+    clean.roles["early"][:] = corrupt.roles["early"][:] = 8
+    seen: list[Receivers] = []
+
+    def spied(*given: Any, **named: Any) -> Effects:
+        seen.extend(given[4:5])
+        return path_patching(*given, **named)
+
+    monkeypatch.setattr(discovery, "path_patching", spied)
+    rounds = [Round("fetch", "last", top=16), Round("detect", "early", "fetch", "value", top=3)]
+    found = path_groups(layout, clean, corrupt, rounds, measure="logit-difference")
+    assert seen[1].part == "value"
+    assert {node.role for node in seen[1].nodes} == {"early"}
+    assert {node[:2] for node in seen[1].nodes} == {node[:2] for node in found["fetch"]}
+    effects = path_patching(layout, clean, corrupt, found["detect"], seen[1], measure="logit-difference")
+    assert effects.change.abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+def test_nothing_passes_between_positions_where_attention_is_frozen(part: Part) -> None:
+    layout = layout_of("llama")
+    clean, corrupt = prompts(layout, 0), prompts(layout, 1)
+    into = Receivers((Node(3, 0, "last"), Node(2, 1, "last")), part)
+    found = path_patching(layout, clean, corrupt, nodes_of(layout, ["early"]), into)
+    assert (found.changed == found.clean).all()

@@ -5,6 +5,7 @@ from tests.explain.restoring.two_versions import PLANTED, forks, hybrid, planted
 from tests.models.sites.small import layout_of
 from uphold.core.errors import ModelError
 from uphold.explain.restoring.effects import Hybrid
+from uphold.explain.restoring.forks import Forks
 from uphold.models.sites.site import Site
 
 
@@ -60,5 +61,13 @@ def test_equal_versions_have_nothing_to_restore() -> None:
 
 
 def test_other_architectures_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"\(4, 4, 2, 8, 32\) and \(4, 4, 4, 8, 32\).*of one architecture"):
+    with pytest.raises(ModelError, match=r"not of one architecture \(model type llama and gpt2, key heads 2 and 4"):
         Hybrid(layout_of("llama"), layout_of("gpt2"))
+
+
+def test_forks_that_do_not_decide_are_left_out() -> None:
+    rows, both = forks(6), hybrid()
+    turned = tuple(row._replace(old=row.new, new=row.old) if place % 2 else row for place, row in enumerate(rows.rows))
+    kept = both.decided(Forks(turned, 1))
+    assert kept.rows == rows.rows[::2]
+    assert kept.left_out == 4

@@ -1,5 +1,7 @@
 """The tools on decoders of transformers, plain and with an adapter of PEFT."""
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -42,7 +44,7 @@ def test_an_adapter_of_peft() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-        model = get_peft_model(decoder("llama"), lora)
+        model = get_peft_model(copy.deepcopy(decoder("llama")), lora)
     units = Units(model, "adapter", data)
     assert units.total == 2 * len(units.parts)
     assert behaviour(adapter_off(model), data).accuracy == 1.0

@@ -1,13 +1,18 @@
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM, BloomConfig, CodeGenConfig, FalconConfig, GPTBigCodeConfig
 
 from tests.models.sites.small import CONFIGS, KINDS, decoder, inputs, layout_of
 from uphold.core.errors import ModelError, UsageError
 from uphold.models.sites.layout import read_layout
 from uphold.models.sites.run import read, run
 from uphold.models.sites.site import Site
+
+FALCON: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -103,3 +108,28 @@ def test_the_model_is_left_as_it_was() -> None:
     run(layout_of("llama"), inputs(0))
     assert dict(model.named_modules()) == before
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("config", "fits"),
+    [
+        (BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4), True),
+        (FalconConfig(**FALCON, multi_query=False), True),
+        (FalconConfig(**FALCON, multi_query=True), False),
+        (FalconConfig(**FALCON, new_decoder_architecture=True, num_kv_heads=2), False),
+        (GPTBigCodeConfig(vocab_size=50, n_embd=32, n_layer=2, n_head=4, multi_query=False), False),
+        (CodeGenConfig(vocab_size=50, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64), False),
+    ],
+)
+def test_joined_projections_of_another_order_are_refused(config: Any, fits: bool) -> None:
+    torch.manual_seed(0)
+    layout = read_layout(AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval())
+    heads = layout.sites("head")
+    if not fits:
+        with pytest.raises(ModelError, match=r"name and order known here.*module:PATH"):
+            layout.place(Site("value", 0, 0))
+        return
+    given = {name: value[:, :6] for name, value in inputs(0).items()}
+    found, _ = read(layout, given, [*heads, *layout.sites("value")])
+    for site in heads:
+        torch.testing.assert_close(found[site][:, 0], found[Site("value", site.layer, site.head)][:, 0])

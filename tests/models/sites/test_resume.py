@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -50,7 +50,7 @@ def plain(layout: Layout, candidates: list[Candidate]) -> torch.Tensor:
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+def alone(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Blocks and positions that were run by themselves."""
     calls: list[tuple[int, int]] = []
 
@@ -123,7 +123,7 @@ def candidate(draw: st.DrawFn, family: str = "llama") -> Candidate:
                 st.integers(0, 2**16).map(_scattered),
             )
         )
-        value = draw(st.sampled_from([held(family)[site], held(family)[site].mean(0), torch.zeros_like]))
+        value: Any = draw(st.sampled_from([held(family)[site], held(family)[site].mean(0), torch.zeros_like]))
         edits.append(Edit(site, value, mask))
     return edits
 

@@ -13,14 +13,13 @@ from uphold.core.progress import Progress, silent
 from uphold.explain.circuits.ablation import random_circuit
 from uphold.explain.circuits.cross import (
     ceiling,
-    check_one_architecture,
     cross_patching,
     shared_parts,
 )
 from uphold.explain.circuits.loaded import layout_for
 from uphold.explain.circuits.prompts import OTHER, Node, Prompts, nodes_of
 from uphold.explain.cmap import CmapConfig
-from uphold.models.sites.layout import Layout
+from uphold.models.sites.layout import Layout, check_one_architecture
 
 
 @dataclass(frozen=True)

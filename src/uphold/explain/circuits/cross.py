@@ -7,11 +7,10 @@ both write in one basis.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from uphold.core.errors import ModelError
 from uphold.core.progress import Progress, silent
 from uphold.explain.circuits.effects import Effects
 from uphold.explain.circuits.measures import Measure, measured, of_all
@@ -19,7 +18,7 @@ from uphold.explain.circuits.patching import Held, moved, sites_of, unmoved
 from uphold.explain.circuits.paths import Part, projection
 from uphold.explain.circuits.prompts import BATCH, Node, Prompts
 from uphold.models.sites.hooks import Edit
-from uphold.models.sites.layout import Layout
+from uphold.models.sites.layout import Layout, check_one_architecture
 from uphold.models.sites.resume import keep
 from uphold.models.sites.run import read, run
 from uphold.models.sites.screen import attributions
@@ -28,37 +27,6 @@ from uphold.models.sites.sweep import sweep
 
 Side = Literal["output", "input"]
 PARTS: tuple[Part, ...] = ("query", "key", "value")
-
-
-def check_one_architecture(one: Layout, other: Layout) -> None:
-    """Refuse two models whose sites do not correspond.
-
-    Raises:
-        ModelError: they are not of one architecture.
-    """
-    found = [_shape(one), _shape(other)]
-    if found[0] != found[1]:
-        different = [f"{name} {found[0][name]} and {found[1][name]}" for name in found[0] if
-                     found[0][name] != found[1].get(name)]  # fmt: skip
-        raise ModelError(
-            f"the models are not of one architecture ({', '.join(different)}): cross-model patching needs a model and "
-            "one that was tuned from it"
-        )
-    if not one.layers or not one.heads:
-        raise ModelError("the models have no attention heads that are known here: name decoders of transformers")
-
-
-def _shape(layout: Layout) -> dict[str, Any]:
-    config: Any = getattr(layout.model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return {
-        "model type": getattr(config, "model_type", type(layout.model).__name__),
-        "blocks": layout.layers,
-        "heads": layout.heads,
-        "key heads": layout.key_heads,
-        "head width": layout.head_width,
-        "hidden width": getattr(config, "hidden_size", None),
-    }
 
 
 def shared_parts(one: Layout, other: Layout) -> tuple[str, ...]:

@@ -128,7 +128,10 @@ def path_groups(
             raise UsageError(f"round '{one.group}' leads into '{one.into}', which no earlier round finds")
         receivers = None
         if one.into is not None:
-            receivers = Receivers(tuple(ranked[one.into][: tops[one.into]]), one.part)
+            # With all other heads frozen a sender changes its own position only: it is there that receivers take it up,
+            # those behind read its keys and values from there.
+            into = [node._replace(role=one.role) for node in ranked[one.into][: tops[one.into]]]
+            receivers = Receivers(tuple(into), one.part)
         effects = path_patching(
             layout, clean, corrupt, nodes_of(layout, (one.role,)), receivers, measure=measure, progress=progress
         )

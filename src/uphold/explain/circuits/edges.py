@@ -9,14 +9,13 @@ import torch
 
 from uphold.core.errors import UsageError
 from uphold.core.progress import Progress, silent
-from uphold.explain.circuits.cross import check_one_architecture
 from uphold.explain.circuits.loaded import layout_for
 from uphold.explain.circuits.measures import measured, of_all
 from uphold.explain.circuits.patching import check_paired
 from uphold.explain.circuits.prompts import Prompts
 from uphold.explain.edges import EdgesConfig
 from uphold.models.sites.edges import ENTRY, Edge, Stream, edge_attributions, patched_edges, read_stream
-from uphold.models.sites.layout import Layout
+from uphold.models.sites.layout import Layout, check_one_architecture
 from uphold.models.sites.resume import keep
 from uphold.models.sites.run import read
 from uphold.models.sites.site import Kind, Site

@@ -116,7 +116,8 @@ def learn_mask(
         raise EmptyError(f"{len(pairs)} pairs are too few to train, validate and test with")
     train, validation, test = (pairs.rows(one) for one in (order[:first], order[first:second], order[second:]))
     mask = torch.ones(len(group), requires_grad=True)
-    best, best_accuracy = mask.detach().clone(), target_accuracy(layout, validation, ())
+    floor = target_accuracy(layout, validation, ())
+    best, best_accuracy = mask.detach().clone(), floor
     optimiser = torch.optim.Adam([mask], lr=config.learning_rate)
     batches = [batch for _ in range(config.epochs) for batch in train.batches(config.batch)]
     for number, batch in enumerate(batches, 1):
@@ -128,7 +129,7 @@ def learn_mask(
         if number % config.check_every == 0 or number == len(batches):
             rounded = mask.detach().clamp(0, 1).round()
             accuracy = target_accuracy(layout, validation, _patched(group, rounded))
-            if (accuracy, -float(rounded.sum())) > (best_accuracy, -float(best.sum())):
+            if accuracy > floor and (accuracy, -float(rounded.sum())) > (best_accuracy, -float(best.sum())):
                 best, best_accuracy = rounded, accuracy
         progress("learning a mask", number, len(batches))
     chosen = _patched(group, best)

@@ -128,7 +128,7 @@ def _one_batch(
         found[some] = sweep(layout, kept, [candidates[number] for number in some], metric, tokens=tokens).cpu()
     idle = torch.stack([unmoved(node, own, held, theirs, ours) for node in senders])
     if receivers is not None:
-        idle |= torch.stack([_before(node, receivers, ours) for node in senders])
+        idle |= torch.stack([_apart(node, receivers, ours, freeze) for node in senders])
     return clear, torch.where(idle, clear, found)
 
 
@@ -153,13 +153,19 @@ def _behind(layout: Layout, layer: int, freeze: Sequence[Kind]) -> list[Site]:
     ]
 
 
-def _before(sender: Node, receivers: Receivers, prompts: Prompts) -> torch.Tensor:
-    """In which rows the sender comes after every receiver of a layer above it; bool, shape (rows,)."""
-    first = prompts.mask(sender.role).long().argmax(1)
-    above = [prompts.roles[node.role] for node in receivers.nodes if node.layer > sender.layer]
-    if not above:
-        return torch.ones(len(prompts), dtype=torch.bool)
-    return (first > torch.stack(above).max(0).values).cpu()
+def _apart(sender: Node, receivers: Receivers, prompts: Prompts, freeze: Sequence[Kind]) -> torch.Tensor:
+    """In which rows nothing of the sender can reach a receiver above it; bool, shape (rows,).
+
+    Where attention is frozen, a sender changes its own positions only; otherwise those behind them too.
+    """
+    here = prompts.mask(sender.role)
+    reached = here if "attention" in freeze else here.long().cumsum(1) > 0
+    found = torch.zeros(len(prompts), dtype=torch.bool, device=here.device)
+    rows = torch.arange(len(prompts), device=here.device)
+    for node in receivers.nodes:
+        if node.layer > sender.layer:
+            found |= reached[rows, prompts.roles[node.role]]
+    return ~found.cpu()
 
 
 def _entering(

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
-from uphold.core.errors import ModelError
 from uphold.core.progress import Progress, silent
 from uphold.explain.restoring.forks import Fork, Forks, padded
 from uphold.models.sites.hooks import Edit
-from uphold.models.sites.layout import Layout
+from uphold.models.sites.layout import Layout, check_one_architecture
 from uphold.models.sites.resume import keep
 from uphold.models.sites.run import read, run
 from uphold.models.sites.screen import attributions
@@ -40,12 +39,7 @@ class Hybrid:
     """Padded tokens in one forward pass."""
 
     def __post_init__(self) -> None:
-        ours, theirs = _shape(self.old), _shape(self.new)
-        if ours != theirs:
-            raise ModelError(
-                f"the models have blocks, heads and widths of {ours} and {theirs}: what one holds can be put into the "
-                "other only where both are of one architecture"
-            )
+        check_one_architecture(self.old, self.new)
 
     def margins(self, forks: Forks) -> tuple[torch.Tensor, torch.Tensor]:
         """The metric of the old model and of the new one, each of shape (forks,), in the order of `forks.rows`."""
@@ -56,6 +50,16 @@ class Hybrid:
             found |= zip((row.id for row in batch), torch.stack(values, 1).cpu(), strict=True)
         both = torch.stack([found[row.id] for row in forks.rows]) if forks.rows else torch.zeros(0, 2)
         return both[:, 0], both[:, 1]
+
+    def decided(self, forks: Forks) -> Forks:
+        """Those at which the old model prefers its own answer's token and the new model its own.
+
+        What is left out is decided behind the fork, as an answer of several tokens can be: there the metric says
+        nothing of the answer.
+        """
+        old, new = self.margins(forks)
+        rows = tuple(row for row, both in zip(forks.rows, ((old > 0) & (new < 0)).tolist(), strict=True) if both)
+        return Forks(rows, forks.left_out + len(forks.rows) - len(rows))
 
     def screened(self, forks: Forks, sites: Sequence[Site], progress: Progress = silent) -> torch.Tensor:
         """First-order estimates of the change of the metric by each site, shape (sites, forks)."""
@@ -113,11 +117,6 @@ def _in_order(found: dict[str, torch.Tensor], forks: Forks, count: int) -> torch
     if not forks.rows:
         return torch.zeros(count, 0)
     return torch.stack([found[row.id] for row in forks.rows], 1)
-
-
-def _shape(layout: Layout) -> tuple[int, ...]:
-    config = layout.model.config.get_text_config()
-    return layout.layers, layout.heads, layout.key_heads, layout.head_width, int(config.hidden_size)
 
 
 def _device(layout: Layout) -> torch.device:

@@ -18,8 +18,12 @@ from uphold.explain.restoring.forks import Forks
 from uphold.models.sites.site import Kind, Site
 
 Rank = Literal["distance", "net"]
+_STAGE = (("query", "key", "value"), ("head",), ("attention",), ("hidden",), ("mlp",), ("residual",))
+"""Kinds in the order in which a block computes them."""
 RANDOM_GROUPS = 10
-"""Groups of random sites that the chosen ones are compared with."""
+"""Groups of random sites that the chosen ones are compared with, at most: each counts once."""
+LEAST_EFFECT = 0.1
+"""Share of the distance that a site must recover or lose for lines to be drawn from it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Found:
     sites: tuple[SiteEffect, ...]
     together: tuple[SiteEffect, ...]
     random: tuple[SiteEffect, ...]
-    ceiling: Share
+    every: SiteEffect
     edges: tuple[Edge, ...]
     held_out: int
 
@@ -90,8 +94,9 @@ def find(
     chosen = [likely[place] for place in order.tolist()]
     rest = [site for site in sites if site not in chosen]
     nested: list[Group] = [tuple(chosen[: count + 1]) for count in range(len(chosen))]
-    others = [_like(chosen, rest, random.Random(f"{seed} {number}")) for number in range(RANDOM_GROUPS)]
-    measured: list[Group] = [*((site,) for site in chosen), *nested, *filter(None, others), tuple(sites)]
+    drawn_groups = (_like(chosen, rest, random.Random(f"{seed} {number}")) for number in range(RANDOM_GROUPS))
+    others = list({frozenset(group): group for group in drawn_groups if group}.values())
+    measured: list[Group] = [*((site,) for site in chosen), *nested, *others, tuple(sites)]
     effects = _effects(hybrid, measure, measure_gains, measured, progress)
     count = len(chosen)
     return Found(
@@ -99,8 +104,8 @@ def find(
         tuple(effects[:count]),
         tuple(effects[count : 2 * count]),
         tuple(effects[2 * count : -1]),
-        effects[-1].restored,
-        tuple(_edges(hybrid, measure, sorted(chosen[:drawn], key=_depth))),
+        effects[-1],
+        tuple(_edges(hybrid, measure, sorted(chosen[:drawn], key=_depth), distance)),
         len(measure.rows),
     )
 
@@ -118,8 +123,11 @@ def _effects(
     ]
 
 
-def _edges(hybrid: Hybrid, flips: Forks, sites: Sequence[Site]) -> list[Edge]:
-    """What of each site's effect passes through each later one: it is gone where that one is held."""
+def _edges(hybrid: Hybrid, flips: Forks, sites: Sequence[Site], distance: float) -> list[Edge]:
+    """What of each site's effect passes through each later one: it is gone where that one is held.
+
+    Shares of an effect below a tenth of the distance are left out: they would be shares of noise.
+    """
     pairs = [(one, other) for one in sites for other in sites if _depth(one)[:2] < _depth(other)[:2]]
     _, new = hybrid.margins(flips)
     alone = hybrid.patched(flips, [(site,) for site in sites])
@@ -128,7 +136,7 @@ def _edges(hybrid: Hybrid, flips: Forks, sites: Sequence[Site]) -> list[Edge]:
     for (one, other), values in zip(pairs, held, strict=True):
         effect = float((alone[sites.index(one)] - new).mean())
         left = float((values - new).mean())
-        if effect:
+        if abs(effect) >= LEAST_EFFECT * abs(distance):
             found.append(Edge(str(one), str(other), 1 - left / effect))
     return found
 
@@ -146,8 +154,8 @@ def _like(chosen: Sequence[Site], rest: Sequence[Site], draw: random.Random) -> 
 
 
 def _depth(site: Site) -> tuple[int, int, int]:
-    """Attention comes before the feed-forward part of its block."""
-    return site.layer, int(site.kind in ("mlp", "hidden")), site.head
+    """Queries, keys and values come before what heads write, attention before the feed-forward part of its block."""
+    return site.layer, _STAGE.index(next(stage for stage in _STAGE if site.kind in stage)), site.head
 
 
 def _share(hits: torch.Tensor) -> Share:

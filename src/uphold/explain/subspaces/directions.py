@@ -19,12 +19,15 @@ from uphold.explain.subspaces.config import SubspaceConfig
 from uphold.explain.subspaces.pairs import Pairs, activations
 from uphold.models.sites.hooks import Edit
 from uphold.models.sites.layout import Layout
+from uphold.models.sites.resume import Kept, keep, kept_bytes, resume
 from uphold.models.sites.run import run
 from uphold.models.sites.site import Site
 from uphold.models.sites.sweep import mask_at
 
 _PENALTY = 1e-3
 _PROBE_STEPS = 200
+MOST_KEPT = 2**30
+"""Bytes that DAS may keep of runs to go on from."""
 
 
 class Held(NamedTuple):
@@ -141,12 +144,17 @@ def das(
     solver = torch.optim.Adam([raw], lr=config.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(solver, lambda step: 1 - (1 - config.final_lr) * step / steps)
     done = 0
+    kept = _kept(layout, pairs, site)
     with _frozen(layout.model), torch.enable_grad():
         for _ in range(config.epochs):
             for rows in torch.split(torch.randperm(len(pairs), generator=generator), config.batch):
                 base, delta = held.base[rows].float(), (held.source[rows] - held.base[rows]).float()
                 basis = torch.linalg.qr(raw).Q
-                logits = patched_logits(layout, pairs.chosen(rows), site, base + delta @ basis @ basis.T, grad=True)
+                values = base + delta @ basis @ basis.T
+                if kept is None:
+                    logits = patched_logits(layout, pairs.chosen(rows), site, values, grad=True)
+                else:
+                    logits = _resumed_logits(layout, kept, pairs, site, values, rows)
                 value = _loss(logits, pairs.answers[rows], labels[rows], config)
                 if not bool(torch.isfinite(value)):
                     raise ModelError(f"DAS at {site}: the loss is {value.item()} at step {done}: lower lr={config.lr}")
@@ -172,6 +180,26 @@ def patched_logits(
         return torch.where(where[..., None], values[:, None].to(old), old)
 
     return run(layout, pairs.base, [Edit(site, put)], at=pairs.counting, grad=grad)
+
+
+def _kept(layout: Layout, pairs: Pairs, site: Site) -> Kept | None:
+    """The run to go on from at every step; None where the site is not known to be in a block, or it takes too much."""
+    if pairs.counting is None or isinstance(pairs.base, torch.Tensor) or site.kind in ("module", "module-input"):
+        return None
+    if kept_bytes(layout, pairs.base) > MOST_KEPT:
+        return None
+    return keep(layout, pairs.base, pairs.counting)
+
+
+def _resumed_logits(
+    layout: Layout, kept: Kept, pairs: Pairs, site: Site, values: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    """What `patched_logits` gives, with its graph, without the blocks and positions before the patch."""
+    assert pairs.patched is not None
+    positions = pairs.patched[rows].cpu()
+    where = mask_at((len(rows), kept.inputs["input_ids"].shape[1]), positions)
+    edit, layer = Edit(site, values[:, None], where), site.layer + (site.kind == "residual")
+    return resume(layout, kept, [edit], layer=layer, start=int(positions.min()), rows=rows, grad=True)
 
 
 def _loss(logits: torch.Tensor, answers: torch.Tensor, labels: torch.Tensor, config: SubspaceConfig) -> torch.Tensor:

@@ -22,6 +22,8 @@ _JOINED = ("c_attn", "qkv_proj")
 """Queries of all heads, then keys, then values."""
 _BY_HEAD = ("query_key_value",)
 """Query, key and value of the first head, then those of the second."""
+_OTHER_ORDER = ("codegen", "gpt_bigcode")
+"""Model types whose joined projection is in neither order."""
 
 
 class Place(NamedTuple):
@@ -118,18 +120,21 @@ class Layout:
         inside = dict(self.model.get_submodule(attention).named_children())
         if _SPLIT[part] in inside:
             return self._slice(f"{attention}.{_SPLIT[part]}", inside[_SPLIT[part]], "out", site.head * self.head_width)
-        for name in (*_JOINED, *_BY_HEAD):
-            if name in inside:
-                if name in _JOINED:
-                    before = (0, self.heads, self.heads + self.key_heads)[part]
-                    start = before + site.head
-                elif self.key_heads == self.heads:
-                    start = 3 * site.head + part
-                else:
-                    break
+        kind = getattr(getattr(self.model, "config", None), "model_type", "")
+        for name in (*_JOINED, *_BY_HEAD) if kind not in _OTHER_ORDER else ():
+            if name not in inside:
+                continue
+            if name in _JOINED:
+                start, parts = (
+                    (0, self.heads, self.heads + self.key_heads)[part] + site.head,
+                    self.heads + 2 * self.key_heads,
+                )
+            else:
+                start, parts = 3 * site.head + part, 3 * self.heads
+            if _outputs(inside[name]) == parts * self.head_width:
                 return self._slice(f"{attention}.{name}", inside[name], "out", start * self.head_width)
         raise ModelError(
-            f"site {site}: {attention} has no projection of a name known here ({', '.join(inside)}); "
+            f"site {site}: {attention} has no projection of a name and order known here ({', '.join(inside)}); "
             "name the module: module:PATH"
         )
 
@@ -170,6 +175,37 @@ def read_layout(model: Any) -> Layout:
     return Layout(model, blocks, path, heads, key_heads, width)
 
 
+def check_one_architecture(one: Layout, other: Layout) -> None:
+    """Refuse two models whose sites do not correspond.
+
+    Raises:
+        ModelError: they are not of one architecture.
+    """
+    found = [_shape(one), _shape(other)]
+    if found[0] != found[1]:
+        different = [f"{name} {value} and {found[1][name]}" for name, value in found[0].items() if value !=
+                     found[1][name]]  # fmt: skip
+        raise ModelError(
+            f"the models are not of one architecture ({', '.join(different)}): what one holds can be put into the "
+            "other only where one was tuned from the other"
+        )
+
+
+def _shape(layout: Layout) -> dict[str, Any]:
+    config: Any = getattr(layout.model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    wide = (getattr(config, name, None) for name in ("intermediate_size", "n_inner", "ffn_dim"))
+    return {
+        "model type": getattr(config, "model_type", type(layout.model).__name__),
+        "blocks": layout.layers,
+        "heads": layout.heads,
+        "key heads": layout.key_heads,
+        "head width": layout.head_width,
+        "hidden width": getattr(config, "hidden_size", None),
+        "feed-forward width": next((value for value in wide if value is not None), None),
+    }
+
+
 def _ending(block: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
     for path, module in block.named_modules():
         if any(path == name or path.endswith(f".{name}") for name in names):
@@ -179,3 +215,8 @@ def _ending(block: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, nn.Mo
 def _inputs(module: Any) -> int:
     module = getattr(module, "base_layer", module)
     return int(module.in_features if hasattr(module, "in_features") else module.weight.shape[0])
+
+
+def _outputs(module: Any) -> int:
+    module = getattr(module, "base_layer", module)
+    return int(module.out_features if hasattr(module, "out_features") else module.weight.shape[1])

@@ -41,9 +41,13 @@ class Kept:
     alone: bool
     """Whether a block returns its output itself, and not in a tuple."""
 
-    def nbytes(self) -> int:
-        """Memory that it takes."""
-        return sum(one.nbytes for one in (*self.residual, *self.keys, *self.values, self.logits))
+
+def kept_bytes(layout: Layout, inputs: Mapping[str, torch.Tensor]) -> int:
+    """Memory that `keep` of these inputs takes, the logits apart."""
+    width = int(layout.model.config.get_text_config().hidden_size)
+    numbers = (layout.layers + 1) * width + 2 * layout.layers * layout.key_heads * layout.head_width
+    size: int = next(layout.model.parameters()).element_size()
+    return inputs["input_ids"].numel() * numbers * size
 
 
 def keep(layout: Layout, inputs: Mapping[str, torch.Tensor], at: torch.Tensor) -> Kept:

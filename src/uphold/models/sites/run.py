@@ -70,14 +70,15 @@ def rows_of(inputs: Inputs, rows: torch.Tensor | slice) -> Inputs:
 @contextmanager
 def ready(model: torch.nn.Module, grad: bool = False) -> Iterator[None]:
     """Evaluation mode, and gradients or none, for a while."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    training = [module for module in model.modules() if module.training]
     try:
+        for module in training:
+            module.training = False
         with torch.enable_grad() if grad else torch.no_grad():
             yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 def logits_of(model: Any, inputs: Inputs, at: torch.Tensor | None) -> torch.Tensor:

@@ -130,9 +130,9 @@ def _packed(candidates: Sequence[Sequence[Edit]], rows: torch.Tensor, of: int) -
         for edit in candidate:
             value, where = edit.value, edit.where
             if isinstance(value, torch.Tensor) and value.dim() > 2 and len(value) == of:
-                value = value[rows]
+                value = value[rows.to(value.device)]
             if where is not None and where.dim() > 1 and len(where) == of:
-                where = where[rows]
+                where = where[rows.to(where.device)]
             span = slice(number * len(rows), (number + 1) * len(rows))
             edits.append(replace(edit, value=value, where=where, rows=span))
     return edits
