@@ -5,7 +5,7 @@
 
 The flips of the demo's 400 test sums are explained, once per seed: the seed decides which half of them chooses. The six
 sites that come first, and as many random ones of the same kinds, then take nine tenths of the old model's weights, and
-are measured on 600 sums that no model has seen and nothing was chosen on.
+are measured on 352 other sums that no model has seen and nothing was chosen on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from uphold.tasks.load import load_task
 
 NAME, PAPER = "05c_flips_smollm2", "arXiv:2402.14811 (output CMAP), with arXiv:2301.10546 as the repair"
 KINDS = ("attention", "mlp")
-LAYERS, TOP, SHARE, FRESH = 30, 6, 0.9, 600
+LAYERS, TOP, SHARE, DRAWN = 30, 6, 0.9, 1200
 NUMBERS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
 
 
@@ -43,9 +43,9 @@ def fresh_task() -> FixedTask:
     assert isinstance(usual, FixedTask)
     known = {one.prompt for split in ("train", "validation", "test") for one in usual.instances(split)}  # type: ignore[arg-type]
     drawn = generated_task(
-        "chain_sum", GeneratedConfig(train=0, validation=0, test=2 * FRESH, seed=4, max_new_tokens=4, dataset=NUMBERS)
+        "chain_sum", GeneratedConfig(train=0, validation=0, test=DRAWN, seed=4, max_new_tokens=4, dataset=NUMBERS)
     )
-    new = [one for one in drawn.instances("test") if one.prompt not in known][:FRESH]
+    new = [one for one in drawn.instances("test") if one.prompt not in known]
     return replace(usual, name="smollm2-fresh", splits={**usual.splits, "test": tuple(new)})
 
 

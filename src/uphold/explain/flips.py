@@ -207,6 +207,7 @@ def _changed(
     pair: Comparison, task: Task, options: FlipsConfig
 ) -> tuple[list[tuple[Instance, Record, Record]], list[tuple[Instance, Record, Record]]]:
     """Negative flips and gains with their instances, at most `options.most` of each."""
+    import json
     import random
 
     from uphold.tasks.base import SPLITS, task_fingerprint
@@ -224,8 +225,9 @@ def _changed(
             f"the task '{task.name}' has no instance {missing} of the comparison: name the task that was compared "
             "(--task)"
         )
-    theirs = pair.old.fingerprint["task"]
-    ours = task_fingerprint(task, theirs.get("split", "test"))
+    theirs = json.loads(json.dumps(pair.old.fingerprint["task"]))
+    # As it is after it was stored, where tuples are lists.
+    ours = json.loads(json.dumps(task_fingerprint(task, theirs.get("split", "test"))))
     for name in ("kind", "delimiter", "metric", "decoding"):
         if ours.get(name) != theirs.get(name):
             raise DataError(

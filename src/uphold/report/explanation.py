@@ -107,7 +107,7 @@ def graph(explanation: Explanation, alone: bool = False) -> str:
     parts += [label for _, label in lines]
     reach = max((rows[edge.target] - rows[edge.source] for edge in kept), default=1)
     width = _EDGE + _NODE_WIDTH + _STEP * (reach + 1.2)
-    return _svg(max(width, 540), _row_top(len(shown)) - 6, parts, f"Graph of {len(shown)} sites", alone)
+    return _svg(max(width, 600), _row_top(len(shown)) - 6, parts, f"Graph of {len(shown)} sites", alone)
 
 
 def _column(site: str) -> str:

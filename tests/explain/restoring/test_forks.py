@@ -34,6 +34,13 @@ def test_an_answer_that_ends_earlier_parts_at_end_of_text(encoder: Encoder) -> N
     assert (fork.old, fork.new) == (2, encoder.tokenizer.convert_tokens_to_ids("d"))
 
 
+def test_a_written_answer_goes_on_from_the_prompt_as_it_was_written(encoder: Encoder) -> None:
+    instance = Instance("ab", "c")
+    pairs = [(instance, make_record(0, True, "ca"), make_record(0, False, "cd"))]
+    (fork,) = forks(task("generate", delimiter="b"), pairs, encoder, 2).rows
+    assert fork.tokens == tuple(encoder.tokenizer.convert_tokens_to_ids(list("abc")))
+
+
 @pytest.mark.parametrize(("old", "new"), [("c", "c"), ("", "c"), ("c", "  ")])
 def test_answers_that_do_not_part_are_counted(encoder: Encoder, old: str, new: str) -> None:
     instance = Instance("ab", "c")

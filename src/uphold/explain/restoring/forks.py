@@ -85,7 +85,8 @@ def _fork(task: Task, instance: Instance, old: str, new: str, encoder: Encoder, 
             return None
         pairs = [asked[old], asked[new]]
     else:
-        pairs = [(instance.prompt, task.delimiter + text) for text in (old, new)]
+        # A written answer is what came after the prompt, the space before it included.
+        pairs = [(instance.prompt, text) for text in (old, new)]
         if not all(text.strip() for _, text in pairs):
             return None
     ours, theirs = encoder.pairs(pairs)

@@ -100,7 +100,8 @@ class Relearning:
                 math.log(max(1, arm.steps[-1] if their is None else their) / max(1, mine or 0))
                 for mine, their in zip(own, theirs, strict=True)
             ]
-            found.append(Lead(arm.name, math.exp(sum(ratios) / len(ratios)), None in theirs))
+            # Five times sooner is to be 5, and not the rounding of its logarithm.
+            found.append(Lead(arm.name, round(math.exp(sum(ratios) / len(ratios)), 9), None in theirs))
         return tuple(found)
 
 
