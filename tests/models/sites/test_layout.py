@@ -133,3 +133,10 @@ def test_joined_projections_of_another_order_are_refused(config: Any, fits: bool
     found, _ = read(layout, given, [*heads, *layout.sites("value")])
     for site in heads:
         torch.testing.assert_close(found[site][:, 0], found[Site("value", site.layer, site.head)][:, 0])
+
+
+def test_a_model_without_a_list_of_blocks_has_no_sites_of_blocks() -> None:
+    layout = read_layout(nn.Linear(3, 3))
+    for site in (Site("residual", -1), Site("head", 0, 0), Site("mlp", 0)):
+        with pytest.raises(ModelError, match=r"Linear has no list of several blocks; name the module: module:PATH"):
+            layout.place(site)

@@ -19,7 +19,7 @@ from uphold.explain.circuits.patching import Held, check_paired, moved, sites_of
 from uphold.explain.circuits.prompts import Node, Prompts
 from uphold.models.sites.hooks import Edit
 from uphold.models.sites.layout import Layout
-from uphold.models.sites.run import read, run
+from uphold.models.sites.run import frozen, read, run
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,8 @@ def learn_mask(
 def mask_loss(layout: Layout, pairs: Pairs, group: Sequence[Node], mask: torch.Tensor, penalty: float) -> torch.Tensor:
     """The loss of a soft mask, shape (heads,), in [0, 1]: 1 leaves a head alone, 0 patches it. A scalar."""
     held, _ = read(layout, pairs.source.inputs, sites_of(group), at=pairs.source.at)
-    frozen = [weight for weight in layout.model.parameters() if weight.requires_grad]
-    try:
-        for weight in frozen:
-            weight.requires_grad_(False)
+    with frozen(layout.model):
         logits = run(layout, pairs.base.inputs, _mixed(group, mask, held, pairs), at=pairs.base.at, grad=True)
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(True)
     reached = logits.gather(-1, pairs.targets.to(logits.device)[:, None]).mean()
     return penalty * (1 - mask).sum() - reached.to(mask.device)
 

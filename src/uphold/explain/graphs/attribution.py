@@ -13,7 +13,7 @@ from uphold.explain.graphs.graph import ClassGraph
 
 
 def attribution_map(
-    model: nn.Module, graph: ClassGraph, layer: str, images: torch.Tensor, *, softmax: bool = False
+    model: nn.Module, graph: ClassGraph, layer: str, images: torch.Tensor, *, softmax: bool = False, batch: int = 1024
 ) -> torch.Tensor:
     """What the causes of a convolution give to its effects at each place, averaged over causes, summed over effects.
 
@@ -24,6 +24,7 @@ def attribution_map(
         images: shape (n, channels, height, width).
         softmax: turn each map of an edge into one that is positive and sums to 1 over places first, as the authors do;
             the sign of the evidence is then lost.
+        batch: maps of single edges at once, over images.
 
     Returns:
         Shape (n, height, width), resized to the images bilinearly.
@@ -37,10 +38,13 @@ def attribution_map(
         raise UsageError(f"'{layer}' is no two-dimensional convolution that the graph reaches; name one")
     pairs = torch.tensor(sorted(found.pairs))
     taken = chain.clean(images).inputs[number]
-    # What cutting an edge takes away is what it gives.
-    with torch.no_grad():
-        given = -changes(chain.layers[number], taken, pairs[:, 0], pairs[:, 1], Instead(0.0))
-    if softmax:
-        given = given.flatten(2).softmax(-1).view_as(given)
-    total = given.sum(0) / len(found.causes)
+    total = torch.zeros(())
+    for some in torch.split(pairs, max(1, batch // len(images))):
+        # What cutting an edge takes away is what it gives.
+        with torch.no_grad():
+            given = -changes(chain.layers[number], taken, some[:, 0], some[:, 1], Instead(0.0))
+        if softmax:
+            given = given.flatten(2).softmax(-1).view_as(given)
+        total = total.to(given) + given.sum(0)
+    total = total / len(found.causes)
     return functional.interpolate(total[:, None], images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]

@@ -6,9 +6,7 @@ arXiv:2311.17030. All return orthonormal columns of shape (n, k), float64 on the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
@@ -20,7 +18,7 @@ from uphold.explain.subspaces.pairs import Pairs, activations
 from uphold.models.sites.hooks import Edit
 from uphold.models.sites.layout import Layout
 from uphold.models.sites.resume import Kept, keep, kept_bytes, resume
-from uphold.models.sites.run import run
+from uphold.models.sites.run import frozen, run
 from uphold.models.sites.site import Site
 from uphold.models.sites.sweep import mask_at
 
@@ -145,7 +143,7 @@ def das(
     schedule = torch.optim.lr_scheduler.LambdaLR(solver, lambda step: 1 - (1 - config.final_lr) * step / steps)
     done = 0
     kept = _kept(layout, pairs, site)
-    with _frozen(layout.model), torch.enable_grad():
+    with frozen(layout.model), torch.enable_grad():
         for _ in range(config.epochs):
             for rows in torch.split(torch.randperm(len(pairs), generator=generator), config.batch):
                 base, delta = held.base[rows].float(), (held.source[rows] - held.base[rows]).float()
@@ -232,15 +230,3 @@ def _leading(rows: torch.Tensor, k: int, what: str) -> torch.Tensor:
 def _check_k(k: int, width: int) -> None:
     if not 1 <= k <= width:
         raise UsageError(f"k={k} at a site of {width} numbers: expected 1 to {width}")
-
-
-@contextmanager
-def _frozen(model: Any) -> Iterator[None]:
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    try:
-        for weight in weights:
-            weight.requires_grad_(False)
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)

@@ -76,6 +76,10 @@ class Layout:
         """
         if site.kind in ("module", "module-input"):
             return Place(*self._module(site.path), "out" if site.kind == "module" else "in", 0, 0)
+        if not self.layers:
+            raise ModelError(
+                f"site {site}: {type(self.model).__name__} has no list of several blocks; name the module: module:PATH"
+            )
         first = -1 if site.kind == "residual" else 0
         if not first <= site.layer < self.layers:
             raise UsageError(f"site {site}: the model has {self.layers} blocks, 0 to {self.layers - 1}")

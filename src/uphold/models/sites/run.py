@@ -81,6 +81,19 @@ def ready(model: torch.nn.Module, grad: bool = False) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def frozen(model: torch.nn.Module) -> Iterator[None]:
+    """No gradients for the model's weights for a while, so that only what is asked for gets one."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
 def logits_of(model: Any, inputs: Inputs, at: torch.Tensor | None) -> torch.Tensor:
     """What the model returns, at `at` where that is given."""
     if isinstance(inputs, torch.Tensor):

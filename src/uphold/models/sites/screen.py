@@ -16,7 +16,7 @@ import torch
 from uphold.core.errors import UsageError
 from uphold.models.sites.hooks import Edit, Inputs, sliced
 from uphold.models.sites.layout import Layout, Place
-from uphold.models.sites.run import read
+from uphold.models.sites.run import frozen, read
 from uphold.models.sites.site import Site
 
 
@@ -54,15 +54,9 @@ def gradients(
 
     modules = list(dict.fromkeys(whole.values()))
     steps = [*edits, *(Edit(module, probed(module)) for module in modules)]
-    weights = [weight for weight in layout.model.parameters() if weight.requires_grad]
-    try:
-        for weight in weights:
-            weight.requires_grad_(False)
+    with frozen(layout.model):
         found, logits = read(layout, inputs, modules, steps, at=at, grad=True)
         slopes = torch.autograd.grad(metric(logits).sum(), [probes[module] for module in modules])
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)
     slope = dict(zip(modules, slopes, strict=True))
     places = {site: layout.place(site) for site in sites}
     return (
