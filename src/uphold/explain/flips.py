@@ -6,9 +6,10 @@ comparison, screened by attribution patching. A site is patched at all positions
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from uphold.core.errors import DataError, UsageError, unknown_name
 from uphold.core.progress import Progress, silent
@@ -17,7 +18,9 @@ from uphold.core.registry import explain
 if TYPE_CHECKING:
     from uphold.core.records import Record
     from uphold.core.runs import Run
+    from uphold.explain.restoring.effects import Hybrid
     from uphold.explain.restoring.explanation import Explanation
+    from uphold.explain.restoring.forks import Forks
     from uphold.measure.comparison import Comparison
     from uphold.models.load import Loaded, ModelLike
     from uphold.tasks.base import Instance, Task
@@ -89,47 +92,26 @@ def flips(
     from uphold.explain.restoring.effects import Hybrid
     from uphold.explain.restoring.explanation import Explanation
     from uphold.explain.restoring.find import find
-    from uphold.explain.restoring.forks import forks
     from uphold.measure.comparison import load_comparison
-    from uphold.models.encode import Encoder
     from uphold.models.sites.layout import read_layout
     from uphold.models.sites.site import parse_kinds
 
     options = config or FlipsConfig()
-    kinds = parse_kinds(options.kinds)
+    parse_kinds(options.kinds)
     pair = load_comparison(Path(comparison)) if isinstance(comparison, str | Path) else comparison
     asked = _task(pair, task)
     changed = _changed(pair, asked, options)
     models = _models(pair, old, new)
     hybrid = Hybrid(read_layout(models[0].model), read_layout(models[1].model), options.batch_tokens)
-    encoder = Encoder(models[1].tokenizer)
-    negative, positive = (
-        hybrid.decided(forks(asked, some, encoder, models[1].tokenizer.eos_token_id)) for some in changed
-    )
-    if len(negative.rows) < LEAST:
-        raise DataError(
-            f"only {len(negative.rows)} of {len(changed[0])} negative flips are decided at the first token in which "
-            f"the answers differ: at least {LEAST} are needed to choose sites and to measure them on others"
-        )
-    found = find(
-        hybrid,
-        negative,
-        positive,
-        kinds=kinds,
-        rank=options.rank,
-        top=options.top,
-        exact=options.exact,
-        drawn=options.drawn,
-        seed=options.seed,
-        progress=progress,
-    )
+    negative, positive = _decided(hybrid, asked, changed, models[1].tokenizer)
+    found = find(hybrid, negative, positive, options, progress)
     return Explanation(
         old=pair.old.name,
         new=pair.new.name,
         task=pair.old.task,
         split=str(pair.old.fingerprint["task"].get("split", "")),
         runs=(pair.old.sha256, pair.new.sha256),
-        options={**asdict(options), "kinds": list(kinds)},
+        options={**asdict(options), "kinds": list(options.kinds)},
         all_flips=len(_flipped(pair)[0]),
         flips=len(negative.rows),
         gains=len(positive.rows),
@@ -164,6 +146,23 @@ def _models(pair: Comparison, old: ModelLike | None, new: ModelLike | None) -> t
         _check_same(loaded, run, role)
     check_same_tokenizer(*models)
     return models
+
+
+def _decided(
+    hybrid: Hybrid, task: Task, changed: Sequence[Sequence[tuple[Instance, Record, Record]]], tokenizer: Any
+) -> tuple[Forks, Forks]:
+    """Flips and gains that are decided at the first token in which the answers differ."""
+    from uphold.explain.restoring.forks import forks
+    from uphold.models.encode import Encoder
+
+    encoder = Encoder(tokenizer)
+    negative, positive = (hybrid.decided(forks(task, some, encoder, tokenizer.eos_token_id)) for some in changed)
+    if len(negative.rows) < LEAST:
+        raise DataError(
+            f"only {len(negative.rows)} of {len(changed[0])} negative flips are decided at the first token in which "
+            f"the answers differ: at least {LEAST} are needed to choose sites and to measure them on others"
+        )
+    return negative, positive
 
 
 def _task(pair: Comparison, task: str | Path | Task | None) -> Task:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.explain.restoring.two_versions import PLANTED, forks, hybrid
 from uphold.core.errors import CorruptError, DataError
+from uphold.explain.flips import FlipsConfig
 from uphold.explain.restoring.explanation import Edge, Explanation, Share, SiteEffect, load_explanation
 from uphold.explain.restoring.find import Found, _depth, find, halves
 from uphold.explain.restoring.forks import Forks
@@ -15,7 +16,10 @@ from uphold.models.sites.site import Kind, parse_site
 @pytest.mark.parametrize("rank", ["distance", "net"])
 def test_the_planted_site_is_found_first(rank: str) -> None:
     found = find(
-        hybrid(), forks(24), forks(12, seed=1), kinds=("attention", "mlp"), rank=rank, top=3, exact=5, drawn=3, seed=0
+        hybrid(),
+        forks(24),
+        forks(12, seed=1),
+        FlipsConfig(kinds=("attention", "mlp"), rank=rank, top=3, exact=5, drawn=3, seed=0),
     )
     assert found.sites[0].sites == (str(PLANTED),)
     assert found.sites[0].restored.value == 1
@@ -36,7 +40,9 @@ def test_nothing_is_measured_on_what_was_chosen_on() -> None:
 
 
 def test_without_gains_nothing_is_lost() -> None:
-    found = find(hybrid(), forks(16), Forks((), 0), kinds=("mlp",), rank="net", top=2, exact=4, drawn=2, seed=0)
+    found = find(
+        hybrid(), forks(16), Forks((), 0), FlipsConfig(kinds=("mlp",), rank="net", top=2, exact=4, drawn=2, seed=0)
+    )
     assert found.sites[0].sites == (str(PLANTED),)
     assert found.sites[0].lost.of == 0
 
@@ -77,7 +83,10 @@ def test_what_is_no_explanation_is_refused(tmp_path: Path) -> None:
 def test_random_sites_count_once_and_may_be_too_few() -> None:
     def found(kinds: tuple[Kind, ...], top: int) -> Found:
         return find(
-            hybrid(), forks(16), forks(8, seed=1), kinds=kinds, rank="distance", top=top, exact=12, drawn=2, seed=0
+            hybrid(),
+            forks(16),
+            forks(8, seed=1),
+            FlipsConfig(kinds=kinds, rank="distance", top=top, exact=12, drawn=2, seed=0),
         )
 
     groups = [frozenset(one.sites) for one in found(("mlp",), 1).random]

@@ -6,18 +6,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Literal
 
 import torch
 
 from uphold.core.progress import Progress, silent
 from uphold.core.stats import proportion_interval
+from uphold.explain.flips import FlipsConfig
 from uphold.explain.restoring.effects import Group, Hybrid
 from uphold.explain.restoring.explanation import Edge, Share, SiteEffect
 from uphold.explain.restoring.forks import Forks
-from uphold.models.sites.site import Kind, Site
+from uphold.models.sites.site import Site, parse_kinds
 
-Rank = Literal["distance", "net"]
 _STAGE = (("query", "key", "value"), ("head",), ("attention",), ("hidden",), ("mlp",), ("residual",))
 """Kinds in the order in which a block computes them."""
 RANDOM_GROUPS = 10
@@ -46,19 +45,7 @@ def halves(forks: Forks, seed: int) -> tuple[Forks, Forks]:
     return Forks(tuple(ordered[:middle]), 0), Forks(tuple(ordered[middle:]), 0)
 
 
-def find(
-    hybrid: Hybrid,
-    flips: Forks,
-    gains: Forks,
-    *,
-    kinds: Sequence[Kind],
-    rank: Rank,
-    top: int,
-    exact: int,
-    drawn: int,
-    seed: int,
-    progress: Progress = silent,
-) -> Found:
+def find(hybrid: Hybrid, flips: Forks, gains: Forks, config: FlipsConfig, progress: Progress = silent) -> Found:
     """Find the sites that bring flips back.
 
     Every site is estimated to first order; the `exact` likeliest ones are patched; the `top` best of these are measured
@@ -68,29 +55,24 @@ def find(
         hybrid: both models.
         flips: negative flips.
         gains: positive flips.
-        kinds: of sites.
-        rank: by what sites are chosen: how far they move the new model's margins to the old one's, or the share of
-            flips restored less the share of gains lost.
-        top: how many sites to report.
-        exact: how many to patch while choosing.
-        drawn: among how many of the first ones edges are looked for.
-        seed: of the halves and of the random sites.
+        config: which sites, how many, and by what they are chosen.
         progress: called while it runs.
     """
+    seed = config.seed
     choose, measure = halves(flips, seed)
     choose_gains, measure_gains = halves(gains, seed)
-    sites = hybrid.new.sites(*kinds)
+    sites = hybrid.new.sites(*parse_kinds(config.kinds))
     old, new = hybrid.margins(choose)
     distance = float((old - new).mean()) or 1.0
     estimated = hybrid.screened(choose, sites, progress).mean(1) / distance
-    likely = [sites[place] for place in estimated.argsort(descending=True)[:exact].tolist()]
+    likely = [sites[place] for place in estimated.argsort(descending=True)[: config.exact].tolist()]
     patched = hybrid.patched(choose, [(site,) for site in likely], progress=progress)
-    if rank == "distance":
+    if config.rank == "distance":
         worth = patched.mean(1)
     else:
         at_cost = hybrid.patched(choose_gains, [(site,) for site in likely], progress=progress)
         worth = (patched > 0).float().mean(1) - _mean(at_cost > 0)
-    order = worth.argsort(descending=True, stable=True)[:top]
+    order = worth.argsort(descending=True, stable=True)[: config.top]
     chosen = [likely[place] for place in order.tolist()]
     rest = [site for site in sites if site not in chosen]
     nested: list[Group] = [tuple(chosen[: count + 1]) for count in range(len(chosen))]
@@ -105,7 +87,7 @@ def find(
         tuple(effects[count : 2 * count]),
         tuple(effects[2 * count : -1]),
         effects[-1],
-        tuple(_edges(hybrid, measure, sorted(chosen[:drawn], key=_depth), distance)),
+        tuple(_edges(hybrid, measure, sorted(chosen[: config.drawn], key=_depth), distance)),
         len(measure.rows),
     )
 
