@@ -100,7 +100,8 @@ def flips(
     parse_kinds(options.kinds)
     pair = load_comparison(Path(comparison)) if isinstance(comparison, str | Path) else comparison
     asked = _task(pair, task)
-    changed = _changed(pair, asked, options)
+    flipped = _flipped(pair)
+    changed = _changed(pair, flipped, asked, options)
     models = _models(pair, old, new)
     hybrid = Hybrid(read_layout(models[0].model), read_layout(models[1].model), options.batch_tokens)
     negative, positive = _decided(hybrid, asked, changed, models[1].tokenizer)
@@ -112,7 +113,7 @@ def flips(
         split=str(pair.old.fingerprint["task"].get("split", "")),
         runs=(pair.old.sha256, pair.new.sha256),
         options={**asdict(options), "kinds": list(options.kinds)},
-        all_flips=len(_flipped(pair)[0]),
+        all_flips=len(flipped[0]),
         flips=len(negative.rows),
         gains=len(positive.rows),
         left_out=negative.left_out + positive.left_out,
@@ -203,7 +204,7 @@ def _flipped(pair: Comparison) -> tuple[list[tuple[Record, Record]], list[tuple[
 
 
 def _changed(
-    pair: Comparison, task: Task, options: FlipsConfig
+    pair: Comparison, flipped: tuple[Sequence[tuple[Record, Record]], ...], task: Task, options: FlipsConfig
 ) -> tuple[list[tuple[Instance, Record, Record]], list[tuple[Instance, Record, Record]]]:
     """Negative flips and gains with their instances, at most `options.most` of each."""
     import json
@@ -211,7 +212,6 @@ def _changed(
 
     from uphold.tasks.base import SPLITS, task_fingerprint
 
-    flipped = _flipped(pair)
     if len(flipped[0]) < LEAST:
         raise DataError(
             f"the comparison has {len(flipped[0])} negative flips: at least {LEAST} are needed to choose sites and to "

@@ -72,11 +72,7 @@ def subspace(
 
 
 def _layout(model: Any) -> Layout:
-    from torch import nn
-
-    from uphold.models.load import load
+    from uphold.models.load import load_module
     from uphold.models.sites.layout import Layout, read_layout
 
-    if isinstance(model, Layout):
-        return model
-    return read_layout(model if isinstance(model, nn.Module) else load(model).model)
+    return model if isinstance(model, Layout) else read_layout(load_module(model))

@@ -60,11 +60,12 @@ def wrapper(
         ModelError: the versions do not have the same tensors; a site is not found; training diverges.
     """
     from uphold.explain.wrappers.diagnose import Update, diagnose
+    from uphold.models.load import load_module
     from uphold.models.sites.site import parse_site
 
     update = Update(
-        old=None if old is None else _module(old),
-        new=_module(new),
+        old=None if old is None else load_module(old),
+        new=load_module(new),
         old_skill=old_skill,
         new_skills=new_skills,
         learn=learn,
@@ -74,11 +75,3 @@ def wrapper(
         config=config or WrapperConfig(),
     )
     return diagnose(update, progress)
-
-
-def _module(model: Any) -> nn.Module:
-    from torch import nn
-
-    from uphold.models.load import load
-
-    return model if isinstance(model, nn.Module) else load(model).model

@@ -104,6 +104,13 @@ def fingerprint_of(model: ModelLike) -> dict[str, Any]:
     return loaded.fingerprint | numerics(loaded.model)
 
 
+def load_module(model: ModelLike) -> Any:
+    """The module of a model, where no tokenizer is needed: one that is a module already is given back as it is."""
+    from torch import nn
+
+    return model if isinstance(model, nn.Module) else load(model).model
+
+
 def load(model: ModelLike) -> Loaded:
     """Load a model and its tokenizer; what is loaded already is passed through.
 

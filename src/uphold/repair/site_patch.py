@@ -87,15 +87,15 @@ def site_patch(
 
 
 def _mixture(setting: Setting, options: SitePatchConfig) -> Mixture:
+    import copy
+
     from uphold.models.sites.layout import read_layout
     from uphold.models.sites.site import parse_site
     from uphold.models.sites.weights import regions
     from uphold.models.weights import merged
 
     if not options.sites:
-        raise UsageError("a site patch needs sites (--sites head.3.5 --sites mlp.2): 'uphold explain flips' finds some")
-    import copy
-
+        raise UsageError("a site patch needs sites (--sites head.3.5,mlp.2): 'uphold explain flips' finds some")
     new = merged(setting.new.model)
     model = copy.deepcopy(new) if new is setting.new.model else new
     layout = read_layout(model)

@@ -7,25 +7,22 @@ both write in one basis.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 import torch
 
 from uphold.core.progress import Progress, silent
 from uphold.explain.circuits.effects import Effects
-from uphold.explain.circuits.measures import Measure, measured, of_all
-from uphold.explain.circuits.patching import Held, moved, sites_of, unmoved
+from uphold.explain.circuits.measures import Measure, of_all
+from uphold.explain.circuits.patching import Held, moved, patched_one_by_one, sites_of
 from uphold.explain.circuits.paths import Part, projection
 from uphold.explain.circuits.prompts import BATCH, Node, Prompts
+from uphold.explain.cmap import Side
 from uphold.models.sites.hooks import Edit
 from uphold.models.sites.layout import Layout, check_one_architecture
-from uphold.models.sites.resume import keep
 from uphold.models.sites.run import read, run
 from uphold.models.sites.screen import attributions
 from uphold.models.sites.site import Site
-from uphold.models.sites.sweep import sweep
 
-Side = Literal["output", "input"]
 PARTS: tuple[Part, ...] = ("query", "key", "value")
 
 
@@ -159,21 +156,7 @@ def cross_effects(
 ) -> Effects:
     """What each node's output, by itself, taken from the donor changes: a table of gains by head."""
     check_one_architecture(into, donor)
-    sites = sites_of(nodes)
-    before, after = [], []
-    batches = list(prompts.batches(batch))
-    for number, part in enumerate(batches):
-        held, _ = read(donor, part.inputs, sites, at=part.at)
-        own, _ = read(into, part.inputs, sites, at=part.at)
-        kept = keep(into, part.inputs, part.at)
-        metric = measured(measure, part)
-        clear = metric(kept.logits, torch.arange(len(part), device=part.at.device)).float().cpu()
-        found = sweep(into, kept, [[moved(node, held, part, part)] for node in nodes], metric).cpu()
-        same = torch.stack([unmoved(node, own, held, part, part) for node in nodes])
-        before.append(clear)
-        after.append(torch.where(same, clear, found))
-        progress("patching heads across models", number + 1, len(batches))
-    return Effects(tuple(nodes), measure, torch.cat(before), torch.cat(after, 1))
+    return patched_one_by_one(into, donor, prompts, prompts, nodes, measure, batch, progress)
 
 
 def cross_screen(

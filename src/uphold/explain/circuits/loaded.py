@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-
 from uphold.core.errors import ModelError
-from uphold.models.load import ModelLike, load
+from uphold.models.load import ModelLike, load_module
 from uphold.models.sites.layout import Layout, read_layout
 
 
@@ -17,7 +13,7 @@ def layout_for(model: ModelLike) -> Layout:
     Raises:
         ModelError: it cannot be loaded, or has no attention heads that are known here.
     """
-    module: Any = model if isinstance(model, nn.Module) else load(model).model
+    module = load_module(model)
     layout = read_layout(module)
     if not layout.layers or not layout.heads or not layout.head_width:
         raise ModelError(

@@ -50,15 +50,29 @@ def activation_patching(
         UsageError: the prompts do not go together.
     """
     check_paired(clean, corrupt)
+    return patched_one_by_one(layout, layout, clean, corrupt, nodes, measure, batch, progress)
+
+
+def patched_one_by_one(
+    into: Layout,
+    donor: Layout,
+    clean: Prompts,
+    source: Prompts,
+    nodes: Sequence[Node],
+    measure: Measure,
+    batch: int,
+    progress: Progress,
+) -> Effects:
+    """Patch each node of a run of `into`, by itself, with what it holds in a run of `donor`."""
     sites = sites_of(nodes)
     before, after = [], []
-    parts = list(zip(clean.batches(batch), corrupt.batches(batch), strict=True))
+    parts = list(zip(clean.batches(batch), source.batches(batch), strict=True))
     for number, (ours, theirs) in enumerate(parts):
-        own, _ = read(layout, ours.inputs, sites, at=ours.at)
-        held, _ = read(layout, theirs.inputs, sites, at=theirs.at)
-        kept = keep(layout, ours.inputs, ours.at)
+        own, _ = read(into, ours.inputs, sites, at=ours.at)
+        held, _ = read(donor, theirs.inputs, sites, at=theirs.at)
+        kept = keep(into, ours.inputs, ours.at)
         metric = measured(measure, ours)
-        found = sweep(layout, kept, [[moved(node, held, theirs, ours)] for node in nodes], metric).cpu()
+        found = sweep(into, kept, [[moved(node, held, theirs, ours)] for node in nodes], metric).cpu()
         clear = metric(kept.logits, torch.arange(len(ours), device=ours.at.device)).float().cpu()
         same = torch.stack([unmoved(node, own, held, theirs, ours) for node in nodes])
         before.append(clear)

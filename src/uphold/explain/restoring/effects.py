@@ -46,7 +46,8 @@ class Hybrid:
         found: dict[str, torch.Tensor] = {}
         for batch in forks.batches(self.tokens):
             inputs, at = padded(batch, _device(self.new))
-            values = [_difference(run(layout, inputs, at=at), batch) for layout in (self.old, self.new)]
+            tokens = _answers(batch, at.device)
+            values = [_difference(run(layout, inputs, at=at), tokens) for layout in (self.old, self.new)]
             found |= zip((row.id for row in batch), torch.stack(values, 1).cpu(), strict=True)
         both = torch.stack([found[row.id] for row in forks.rows]) if forks.rows else torch.zeros(0, 2)
         return both[:, 0], both[:, 1]
@@ -67,7 +68,8 @@ class Hybrid:
         for number, batch in enumerate(batches := forks.batches(self.tokens), 1):
             inputs, at = padded(batch, _device(self.new))
             source, _ = read(self.old, inputs, sites, at=at)
-            by_site = attributions(self.new, inputs, source, lambda logits, b=batch: _difference(logits, b), at=at)  # type: ignore[misc]
+            tokens = _answers(batch, at.device)
+            by_site = attributions(self.new, inputs, source, lambda logits, t=tokens: _difference(logits, t), at=at)  # type: ignore[misc]
             real = inputs["attention_mask"].bool()
             values = torch.stack([by_site[site].masked_fill(~real, 0).sum(1) for site in sites], 1)
             found |= zip((row.id for row in batch), values.cpu(), strict=True)
@@ -95,11 +97,10 @@ class Hybrid:
             candidates = [[Edit(site, source[site]) for site in group] for group in groups]
             for candidate, group in zip(candidates, held, strict=False):
                 candidate += [Edit(site, own[site]) for site in group]
-            tokens = torch.tensor([[row.old, row.new] for row in batch], device=at.device)
+            tokens = _answers(batch, at.device)
 
             def metric(logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor = tokens) -> torch.Tensor:
-                both = logits.gather(1, tokens[rows])
-                return both[:, 0] - both[:, 1]
+                return _difference(logits, tokens[rows])
 
             values = sweep(self.new, keep(self.new, inputs, at), candidates, metric, tokens=self.tokens)
             found |= zip((row.id for row in batch), values.T.cpu(), strict=True)
@@ -107,8 +108,12 @@ class Hybrid:
         return _in_order(found, forks, len(groups))
 
 
-def _difference(logits: torch.Tensor, rows: Sequence[Fork]) -> torch.Tensor:
-    tokens = torch.tensor([[row.old, row.new] for row in rows], device=logits.device)
+def _answers(rows: Sequence[Fork], device: torch.device) -> torch.Tensor:
+    """The old answer's token and the new one's, shape (rows, 2)."""
+    return torch.tensor([[row.old, row.new] for row in rows], device=device)
+
+
+def _difference(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     both = logits.gather(1, tokens).float()
     return both[:, 0] - both[:, 1]
 

@@ -19,14 +19,11 @@ import torch
 
 from uphold.core.errors import ModelError
 from uphold.core.progress import Progress, silent
-from uphold.explain.subspaces.directions import Held, patched_logits, random_subspace
+from uphold.explain.subspaces.directions import Held, kept_run, patched_logits, random_subspace, resumed_logits
 from uphold.explain.subspaces.pairs import Pairs
 from uphold.explain.subspaces.spaces import Split
-from uphold.models.sites.hooks import Edit
 from uphold.models.sites.layout import Layout
-from uphold.models.sites.resume import keep, resume
 from uphold.models.sites.site import Site
-from uphold.models.sites.sweep import mask_at
 
 Condition = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Base and source activations, float64 of shape (rows, width), to what the site is to hold."""
@@ -136,25 +133,10 @@ def measure(
 
 def _runner(layout: Layout, pairs: Pairs, site: Site) -> Callable[[torch.Tensor], torch.Tensor]:
     """From what the site holds to the logits that count."""
-    positions, at = pairs.patched, pairs.counting
-    if isinstance(pairs.base, torch.Tensor):
+    kept = kept_run(layout, pairs, site)
+    if kept is None:
         return lambda values: patched_logits(layout, pairs, site, values)
-    in_block = layout.layers and site.kind not in ("module", "module-input")
-    if not in_block or positions is None or at is None:
-        return lambda values: patched_logits(layout, pairs, site, values)
-    inputs = {name: value for name, value in pairs.base.items() if isinstance(value, torch.Tensor)}
-    kept = keep(layout, inputs, at)
-    shape = tuple(inputs["input_ids"].shape)
-    where = mask_at((shape[0], shape[1]), positions.cpu())
-    first = int((positions % shape[1]).min())
-    layer = min(max(site.layer + (site.kind == "residual"), 0), layout.layers)
-
-    def resumed(values: torch.Tensor) -> torch.Tensor:
-        edit = Edit(site, values[:, None].expand(-1, shape[1], -1), where)
-        logits = resume(layout, kept, [edit], layer=layer, start=min(first, int(at.min())))
-        return logits
-
-    return resumed
+    return lambda values: resumed_logits(layout, kept, pairs, site, values)
 
 
 def _scores(

@@ -142,7 +142,7 @@ def das(
     solver = torch.optim.Adam([raw], lr=config.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(solver, lambda step: 1 - (1 - config.final_lr) * step / steps)
     done = 0
-    kept = _kept(layout, pairs, site)
+    kept = kept_run(layout, pairs, site)
     with frozen(layout.model), torch.enable_grad():
         for _ in range(config.epochs):
             for rows in torch.split(torch.randperm(len(pairs), generator=generator), config.batch):
@@ -152,7 +152,7 @@ def das(
                 if kept is None:
                     logits = patched_logits(layout, pairs.chosen(rows), site, values, grad=True)
                 else:
-                    logits = _resumed_logits(layout, kept, pairs, site, values, rows)
+                    logits = resumed_logits(layout, kept, pairs, site, values, rows, grad=True)
                 value = _loss(logits, pairs.answers[rows], labels[rows], config)
                 if not bool(torch.isfinite(value)):
                     raise ModelError(f"DAS at {site}: the loss is {value.item()} at step {done}: lower lr={config.lr}")
@@ -180,24 +180,37 @@ def patched_logits(
     return run(layout, pairs.base, [Edit(site, put)], at=pairs.counting, grad=grad)
 
 
-def _kept(layout: Layout, pairs: Pairs, site: Site) -> Kept | None:
-    """The run to go on from at every step; None where the site is not known to be in a block, or it takes too much."""
-    if pairs.counting is None or isinstance(pairs.base, torch.Tensor) or site.kind in ("module", "module-input"):
+def kept_run(layout: Layout, pairs: Pairs, site: Site) -> Kept | None:
+    """The run of the bases to go on from; None where the site is not known to be in a block, or it takes too much."""
+    in_block = layout.layers and site.kind not in ("module", "module-input")
+    if isinstance(pairs.base, torch.Tensor) or not in_block or pairs.patched is None or pairs.counting is None:
         return None
-    if kept_bytes(layout, pairs.base) > MOST_KEPT:
+    inputs = {name: value for name, value in pairs.base.items() if isinstance(value, torch.Tensor)}
+    if kept_bytes(layout, inputs) > MOST_KEPT:
         return None
-    return keep(layout, pairs.base, pairs.counting)
+    return keep(layout, inputs, pairs.counting)
 
 
-def _resumed_logits(
-    layout: Layout, kept: Kept, pairs: Pairs, site: Site, values: torch.Tensor, rows: torch.Tensor
+def resumed_logits(
+    layout: Layout,
+    kept: Kept,
+    pairs: Pairs,
+    site: Site,
+    values: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    *,
+    grad: bool = False,
 ) -> torch.Tensor:
-    """What `patched_logits` gives, with its graph, without the blocks and positions before the patch."""
+    """What `patched_logits` gives, without the blocks and positions before the patch; of all rows where None."""
     assert pairs.patched is not None
-    positions = pairs.patched[rows].cpu()
-    where = mask_at((len(rows), kept.inputs["input_ids"].shape[1]), positions)
-    edit, layer = Edit(site, values[:, None], where), site.layer + (site.kind == "residual")
-    return resume(layout, kept, [edit], layer=layer, start=int(positions.min()), rows=rows, grad=True)
+    length = kept.inputs["input_ids"].shape[1]
+    positions, at = pairs.patched % length, kept.at
+    if rows is not None:
+        positions, at = positions[rows], at[rows]
+    edit = Edit(site, values[:, None].expand(-1, length, -1), mask_at((len(values), length), positions.cpu()))
+    layer = min(max(site.layer + (site.kind == "residual"), 0), layout.layers)
+    start = min(int(positions.min()), int(at.min()))
+    return resume(layout, kept, [edit], layer=layer, start=start, rows=rows, grad=grad)
 
 
 def _loss(logits: torch.Tensor, answers: torch.Tensor, labels: torch.Tensor, config: SubspaceConfig) -> torch.Tensor:
